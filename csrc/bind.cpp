@@ -1,0 +1,77 @@
+// The extension module `kd_kernels._core`: raw pointers in, nothing of torch. kd_kernels/backends/cpu.py is its only
+// caller; it checks every argument before a pointer crosses, and keeps the tensors alive until the call returns.
+#include <pybind11/pybind11.h>
+
+#include "cpu/driver.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+
+void* pointer(Address a) { return reinterpret_cast<void*>(a); }
+
+// Flat positional scalars: converting them is most of the cost of a small call. Addresses are 0 where RowsCall says
+// null, strides in elements, dtypes, family and reduction as the tables below number them.
+void divergence_rows(int64_t rows, int64_t columns, int64_t width, Address student, int64_t student_stride,
+                     int student_dtype, Address teacher, int64_t teacher_stride, int teacher_dtype, Address grad,
+                     Address weight, Address upstream, Address normalizer, Address value, Address loss,
+                     Address student_entropy, Address teacher_entropy, double inverse_temperature_student,
+                     double inverse_temperature_teacher, double scale, int family, double param0, double param1,
+                     int reduction, int threads) {
+  const auto dtype = static_cast<kd::DType>(student_dtype);
+  kd::RowsCall call{};
+  call.rows = rows;
+  call.columns = columns;
+  call.width = width;
+  call.student = {pointer(student), student_stride, dtype};
+  call.teacher = {pointer(teacher), teacher_stride, static_cast<kd::DType>(teacher_dtype)};
+  call.grad = {pointer(grad), width, dtype};
+  call.weight = pointer(weight);
+  call.upstream = pointer(upstream);
+  call.value = pointer(value);
+  call.student_entropy = pointer(student_entropy);
+  call.teacher_entropy = pointer(teacher_entropy);
+  call.inverse_temperature_student = inverse_temperature_student;
+  call.inverse_temperature_teacher = inverse_temperature_teacher;
+  call.scale = scale;
+  call.family = static_cast<kd::Family>(family);
+  call.params[0] = param0;
+  call.params[1] = param1;
+  const kd::Total total{static_cast<kd::Reduction>(reduction), pointer(normalizer), pointer(loss)};
+  py::gil_scoped_release release;
+  kd::run_rows(call, total, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "CPU kernels of kd_kernels.";
+  m.def("divergence_rows", &divergence_rows);
+  py::enum_<kd::Simd>(m, "Simd")
+      .value("scalar", kd::Simd::kScalar)
+      .value("avx2", kd::Simd::kAvx2)
+      .value("avx512", kd::Simd::kAvx512);
+  m.def("best_simd", &kd::best_simd, "Widest instruction set of this processor that the module has code for.");
+  m.def("simd", &kd::simd, "Instruction set in use.");
+  m.def("limit_simd", &kd::limit_simd, py::arg("simd"), "Use no wider instruction set than this; for tests.");
+  py::dict dtypes, families, reductions;
+  dtypes["float32"] = int(kd::DType::kFloat32);
+  dtypes["bfloat16"] = int(kd::DType::kBFloat16);
+  dtypes["float16"] = int(kd::DType::kFloat16);
+  dtypes["float64"] = int(kd::DType::kFloat64);
+  families["kl"] = int(kd::Family::kKl);
+  families["akl"] = int(kd::Family::kAkl);
+  families["jsd"] = int(kd::Family::kJsd);
+  families["teacher_mixture"] = int(kd::Family::kTeacherMixture);
+  families["student_mixture"] = int(kd::Family::kStudentMixture);
+  families["tvd"] = int(kd::Family::kTvd);
+  families["todi"] = int(kd::Family::kTodi);
+  reductions["none"] = int(kd::Reduction::kNone);
+  reductions["sum"] = int(kd::Reduction::kSum);
+  reductions["mean"] = int(kd::Reduction::kMean);
+  m.attr("DTYPES") = dtypes;
+  m.attr("FAMILIES") = families;
+  m.attr("REDUCTIONS") = reductions;
+}

@@ -1,0 +1,149 @@
+#include "driver.h"
+
+#include <omp.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace kd {
+namespace {
+
+Simd detect_simd() {
+#if defined(KD_X86)
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) return Simd::kAvx512;
+  if (avx2) return Simd::kAvx2;
+#endif
+  return Simd::kScalar;
+}
+
+std::atomic<Simd> g_limit{Simd::kAvx512};
+
+RowFunction row_function(DType student, DType teacher) {
+#if defined(KD_X86)
+  if (student != DType::kFloat64) {
+    if (simd() == Simd::kAvx512) return row_function_avx512(student, teacher);
+    if (simd() == Simd::kAvx2) return row_function_avx2(student, teacher);
+  }
+#endif
+  return row_function_scalar(student, teacher);
+}
+
+// One thread's scratch, kept for its next call: a row or two of the vocabulary, small beside any batch of logits.
+void* thread_scratch(size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> buffer;
+  thread_local size_t capacity = 0;
+  if (capacity < bytes) {
+    buffer.reset();
+    capacity = 0;
+    buffer.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!buffer) return nullptr;
+    capacity = bytes;
+  }
+  return buffer.get();
+}
+
+// A fresh gradient of 155 MB costs 38,000 page faults, more time than the loss itself. Huge pages cost 74.
+void advise_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
+  if (end > begin + 4 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+size_t bytes_of(DType d) { return d == DType::kFloat64 ? 8 : d == DType::kFloat32 ? 4 : 2; }
+
+template <class Real> double weight_of(const RowsCall& call, int64_t row) {
+  return call.weight ? double(static_cast<const Real*>(call.weight)[row]) : 1.0;
+}
+
+template <class Real> double divisor_of(const RowsCall& call, const Total& total) {
+  if (total.normalizer) return double(*static_cast<const Real*>(total.normalizer));
+  if (total.reduction != Reduction::kMean) return 1.0;
+  int64_t counted = call.weight ? 0 : call.rows;
+  if (call.weight)
+    for (int64_t i = 0; i < call.rows; ++i) counted += weight_of<Real>(call, i) != 0;
+  return counted > 0 ? double(counted) : 1.0;
+}
+
+template <class Real> void run(RowsCall call, const Total& total, int threads) {
+  std::vector<Real> values;
+  if (!call.value) {
+    values.resize(size_t(call.rows));
+    call.value = values.data();
+  }
+  const RowFunction row = row_function(call.student.dtype, call.teacher.dtype);
+  const double divisor = divisor_of<Real>(call, total);
+  const size_t scratch_bytes = sizeof(Real) * size_t(kScratchRows * scratch_row(call.columns));
+  if (call.grad.data)
+    advise_huge_pages(call.grad.data, bytes_of(call.grad.dtype) * size_t(call.rows * call.grad.row_stride));
+
+  // Some 20 microseconds of work per thread repay waking it.
+  const int64_t work = call.rows * call.columns;
+  const int team = work < 65536 || call.rows < 2 ? 1 : int(threads < call.rows ? threads : call.rows);
+  std::atomic<bool> no_memory{false};
+  if (team <= 1) {
+    void* scratch = thread_scratch(scratch_bytes);
+    if (!scratch) throw std::bad_alloc();
+    for (int64_t i = 0; i < call.rows; ++i) row(call, i, 1.0 / divisor, scratch);
+  } else {
+#pragma omp parallel num_threads(team)
+    {
+      void* scratch = thread_scratch(scratch_bytes);
+      if (!scratch) no_memory = true;
+      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
+      const int64_t chunk = call.rows / (team * 16) + 1;
+#pragma omp for schedule(dynamic, chunk)
+      for (int64_t i = 0; i < call.rows; ++i)
+        if (scratch) row(call, i, 1.0 / divisor, scratch);
+    }
+    if (no_memory) throw std::bad_alloc();
+  }
+
+  if (total.reduction == Reduction::kNone) return;
+  double sum = 0;
+  for (int64_t i = 0; i < call.rows; ++i) sum += double(static_cast<const Real*>(call.value)[i]);
+  *static_cast<Real*>(total.loss) = static_cast<Real>(sum / divisor);
+}
+
+}  // namespace
+
+Simd best_simd() {
+  static const Simd best = detect_simd();
+  return best;
+}
+
+Simd simd() {
+  const Simd limit = g_limit.load(std::memory_order_relaxed);
+  return limit < best_simd() ? limit : best_simd();
+}
+
+void limit_simd(Simd s) { g_limit.store(s, std::memory_order_relaxed); }
+
+void run_rows(const RowsCall& call, const Total& total, int threads) {
+  if (call.student.dtype == DType::kFloat64) {
+    run<double>(call, total, threads);
+  } else {
+    run<float>(call, total, threads);
+  }
+}
+
+}  // namespace kd

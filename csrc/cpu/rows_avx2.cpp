@@ -1,0 +1,5 @@
+#define KD_ISA avx2
+#include "row_kernel.h"
+#include "simd_avx2.h"
+
+kd::RowFunction kd::row_function_avx2(DType student, DType teacher) { return row_function<F32x8>(student, teacher); }

@@ -1,0 +1,7 @@
+#define KD_ISA avx512
+#include "row_kernel.h"
+#include "simd_avx512.h"
+
+kd::RowFunction kd::row_function_avx512(DType student, DType teacher) {
+  return row_function<F32x16>(student, teacher);
+}

@@ -1,0 +1,116 @@
+// Sixteen floats in one AVX-512 register (F, BW, DQ, VL).
+#pragma once
+
+#include <immintrin.h>
+
+#include "storage.h"
+
+KD_BEGIN
+
+struct F32x16 {
+  __m512 v;
+  KD_HD F32x16() = default;
+  KD_HD F32x16(__m512 x) : v(x) {}
+  KD_HD explicit F32x16(float x) : v(_mm512_set1_ps(x)) {}
+};
+
+struct Mask16 {  // a type of this namespace, so that the templates find the functions that take it
+  __mmask16 v;
+};
+
+template <> struct Traits<F32x16> {
+  using Scalar = float;
+  static constexpr int kLanes = 16;
+};
+
+KD_HD F32x16 operator+(F32x16 a, F32x16 b) { return _mm512_add_ps(a.v, b.v); }
+KD_HD F32x16 operator-(F32x16 a, F32x16 b) { return _mm512_sub_ps(a.v, b.v); }
+KD_HD F32x16 operator*(F32x16 a, F32x16 b) { return _mm512_mul_ps(a.v, b.v); }
+KD_HD F32x16 operator/(F32x16 a, F32x16 b) { return _mm512_div_ps(a.v, b.v); }
+KD_HD Mask16 operator<(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+KD_HD Mask16 operator<=(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+KD_HD Mask16 operator>(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+KD_HD Mask16 operator==(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+
+KD_HD F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+KD_HD F32x16 fnma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }
+KD_HD F32x16 abs(F32x16 a) { return _mm512_abs_ps(a.v); }
+KD_HD F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a.v, b.v); }
+KD_HD F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a.v, b.v); }
+KD_HD F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
+KD_HD F32x16 round(F32x16 a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT); }
+KD_HD F32x16 pow2(F32x16 n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v); }
+KD_HD F32x16 exponent(F32x16 a) { return _mm512_getexp_ps(a.v); }
+KD_HD uint32_t mask_bits(Mask16 m) { return m.v; }
+
+// 2^a = 2^floor(a) P(a - floor(a)), P minimax of degree 5 with P(0) = 1, relative error 1.1e-7. VREDUCEPS gives 0 for
+// an infinite a and VSCALEFPS takes 2^-inf to 0, so -inf logits cost nothing.
+KD_HD F32x16 exp2(F32x16 a) {
+  const F32x16 f = _mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF);
+  F32x16 p = fma(f, F32x16(0.00188938051f), F32x16(0.00896712579f));
+  p = fma(f, p, F32x16(0.0558372587f));
+  p = fma(f, p, F32x16(0.240153879f));
+  p = fma(f, p, F32x16(0.693152189f));
+  p = fma(f, p, F32x16(1.0f));
+  return _mm512_scalef_ps(p.v, a.v);
+}
+
+KD_HD float reduce_add(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
+KD_HD float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+
+KD_HD __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+
+template <> struct Lanes<F32x16> {
+  static KD_HD F32x16 load(const float* p) { return _mm512_loadu_ps(p); }
+  static KD_HD F32x16 load(const BFloat16* p) {
+    return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static KD_HD F32x16 load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static KD_HD F32x16 load(const float* p, int count, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(count), p);
+  }
+  static KD_HD F32x16 load(const BFloat16* p, int count, float fill) {
+    const __mmask16 m = first_lanes(count);
+    return select(Mask16{m}, widen_bf16(_mm256_maskz_loadu_epi16(m, p)), F32x16(fill));
+  }
+  static KD_HD F32x16 load(const Half* p, int count, float fill) {
+    const __mmask16 m = first_lanes(count);
+    return select(Mask16{m}, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p)), F32x16(fill));
+  }
+
+  static KD_HD void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
+  static KD_HD void store(BFloat16* p, F32x16 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(x));
+  }
+  static KD_HD void store(Half* p, F32x16 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static KD_HD void store(float* p, F32x16 x, int count) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
+  static KD_HD void store(BFloat16* p, F32x16 x, int count) {
+    _mm256_mask_storeu_epi16(p, first_lanes(count), narrow_bf16(x));
+  }
+  static KD_HD void store(Half* p, F32x16 x, int count) {
+    _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  static KD_HD int compress(float* p, Mask16 m, F32x16 x) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, x.v));
+    return __builtin_popcount(m.v);
+  }
+
+ private:
+  static KD_HD F32x16 widen_bf16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+  // Round to nearest even on the bits. A NaN that came from a bfloat16 has 16 zero bits below and cannot overflow.
+  static KD_HD __m256i narrow_bf16(F32x16 x) {
+    const __m512i u = _mm512_castps_si512(x.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+  }
+};
+
+KD_END

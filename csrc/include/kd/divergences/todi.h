@@ -1,0 +1,50 @@
+// ToDi (arXiv 2505.16297): w = sigmoid(beta (log p - log q)), held constant in the gradient,
+//
+//   L = sum w p (log p - log q) + (1 - w) q (log q - log p)
+//   h = -w p + (1 - w) q + (1 - w) q d
+//
+// With r = (1 - e^-(1 + beta) x) / (1 + e^-beta x):  (1 - w) q - w p = +-big r,  value = x big r >= 0.
+// At beta = 1 r is 1 - e^-x, and the value that of Jeffreys; the gradient is not.
+#pragma once
+
+#include "kd/divergence.h"
+
+KD_BEGIN
+
+template <class F, bool UnitBeta> struct Todi {
+  static constexpr Reads kReads = Reads::kLogRatio;
+  F beta;
+
+  KD_HD Term<F> operator()(const Pair<F>& v) const {
+    const Sides<F> s(v);
+    const F zero = F(0.0f), one = F(1.0f);
+    const F beta_expm1 = UnitBeta ? s.expm1 : decay(min(beta * s.x, F(kFarDecay<ScalarOf<F>>))).expm1;
+    const F e = beta_expm1 + one;                                    // e^-beta x
+    const F sigmoid = one / (e + one);                               // 1 / (1 + e^-beta x)
+    const F joint = fma(s.expm1, beta_expm1, s.expm1 + beta_expm1);  // e^-(1 + beta) x - 1
+    const F r = UnitBeta ? zero - s.expm1 : zero - joint * sigmoid;
+    const F step = s.big * r;
+    const F q_weight = select(s.below, e * sigmoid, sigmoid);  // 1 - w
+    return {step * s.x, fma(q_weight * v.q, finite(v.d), select(s.below, zero - step, step))};
+  }
+};
+
+template <class F, bool UnitBeta> struct FarTodi {
+  static constexpr Reads kReads = Reads::kLogRatio;
+  F beta;
+
+  KD_HD Term<F> operator()(const Pair<F>& v) const {
+    const F one = F(1.0f);
+    F q_weight;
+    if (UnitBeta) {
+      q_weight = v.q / positive(v.p + v.q);
+    } else {
+      const F e = exp2(F(0.0f) - beta * abs(v.d) * log2_e<F>());
+      q_weight = select(v.d <= F(0.0f), e, one) / (e + one);
+    }
+    const F step = fnma(one - q_weight, v.p, q_weight * v.q);  // (1 - w) q - w p
+    return {step * v.d, fma(q_weight * v.q, finite(v.d), step)};
+  }
+};
+
+KD_END

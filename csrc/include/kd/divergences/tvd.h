@@ -1,0 +1,24 @@
+// Total variation distance: L = 1/2 sum |p - q|, h = 1/2 q sign(q - p), 0 at a tie.
+#pragma once
+
+#include "kd/divergence.h"
+
+KD_BEGIN
+
+template <class F> KD_HD Term<F> tvd_term(F difference, F q) {  // difference = q - p
+  const F half = F(0.5f) * q, zero = F(0.0f);
+  const F h = select(difference < zero, zero - half, half);
+  return {F(0.5f) * abs(difference), select(difference == zero, zero, h)};
+}
+
+template <class F> struct Tvd {
+  static constexpr Reads kReads = Reads::kLogRatio;
+  KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(Sides<F>(v).difference(), v.q); }
+};
+
+template <class F> struct FarTvd {
+  static constexpr Reads kReads = Reads::kProbabilities;
+  KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(v.q - v.p, v.q); }
+};
+
+KD_END

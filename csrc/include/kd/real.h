@@ -1,0 +1,66 @@
+// The arithmetic vocabulary of the pointwise maths, for one real number. The SIMD types of csrc/cpu give the same names
+// for 8 or 16 of them, so that a divergence is written once for scalars, vectors and CUDA threads.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kd/config.h"
+
+KD_BEGIN
+
+template <class F> struct Traits;  // of a lane type: its scalar, its lanes
+
+template <> struct Traits<float> {
+  using Scalar = float;
+  static constexpr int kLanes = 1;
+};
+
+template <> struct Traits<double> {
+  using Scalar = double;
+  static constexpr int kLanes = 1;
+};
+
+template <class F> using ScalarOf = typename Traits<F>::Scalar;
+
+// Natural against binary logarithms, in the precision of F.
+template <class F> KD_HD F ln2() { return F(ScalarOf<F>(0.69314718055994530942)); }
+template <class F> KD_HD F log2_e() { return F(ScalarOf<F>(1.44269504088896340736)); }
+
+// e^-x is zero beside 1 from here on, and 2^(-x log2 e) is still a normal number.
+template <class S> constexpr S kFarDecay = S(87);
+template <> inline constexpr double kFarDecay<double> = 708;
+
+KD_HD float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
+KD_HD double fma(double a, double b, double c) { return std::fma(a, b, c); }
+KD_HD float fnma(float a, float b, float c) { return std::fmaf(-a, b, c); }  // c - a b, one rounding
+KD_HD double fnma(double a, double b, double c) { return std::fma(-a, b, c); }
+KD_HD float abs(float a) { return std::fabs(a); }
+KD_HD double abs(double a) { return std::fabs(a); }
+KD_HD float max(float a, float b) { return a > b ? a : b; }
+KD_HD double max(double a, double b) { return a > b ? a : b; }
+KD_HD float min(float a, float b) { return a < b ? a : b; }
+KD_HD double min(double a, double b) { return a < b ? a : b; }
+KD_HD float select(bool m, float a, float b) { return m ? a : b; }
+KD_HD double select(bool m, double a, double b) { return m ? a : b; }
+KD_HD float round(float a) { return std::rintf(a); }
+KD_HD float exp2(float a) { return std::exp2(a); }
+KD_HD double exp2(double a) { return std::exp2(a); }
+
+// 2^n for an integral n in [-126, 127].
+KD_HD float pow2(float n) {
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+  float r;
+  std::memcpy(&r, &bits, 4);
+  return r;
+}
+
+// floor(log2(a)) for a normal a > 0.
+KD_HD float exponent(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
+}
+
+KD_END

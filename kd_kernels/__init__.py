@@ -1,0 +1,43 @@
+"""Kernels for the losses of LLM knowledge distillation.
+
+    loss = kd_kernels.divergence(student_logits, teacher_logits, "reverse_kl", temperature=2.0, mask=mask)
+    loss.backward()
+"""
+
+from kd_kernels.divergences import (
+    AKL,
+    JSD,
+    KINDS,
+    TVD,
+    Divergence,
+    ForwardKL,
+    Jeffreys,
+    JSStudent,
+    JSTeacher,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    ToDi,
+)
+from kd_kernels.losses import divergence
+from kd_kernels.stats import Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AKL",
+    "JSD",
+    "KINDS",
+    "TVD",
+    "Divergence",
+    "ForwardKL",
+    "JSStudent",
+    "JSTeacher",
+    "Jeffreys",
+    "ReverseKL",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "Stats",
+    "ToDi",
+    "divergence",
+]

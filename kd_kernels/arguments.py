@@ -1,0 +1,129 @@
+"""Checks of what users hand over: the one place. Nothing below it checks again.
+
+Messages name the argument, what it must be and what came. ValueError for shape, range and device, TypeError for dtype and
+kind.
+"""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REDUCTIONS = ("mean", "sum", "none")
+
+# Reciprocals and exponents stay finite in float32 well beyond any use.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
+
+
+def logits_pair(student: Tensor, teacher: Tensor) -> None:
+    """Checks that student and teacher are logits of the same rows on the same device."""
+    for name, x in (("student", student), ("teacher", teacher)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor of logits, got {type(x).__name__}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
+        if x.dim() == 0 or x.shape[-1] == 0:
+            raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"student and teacher must have the same rows, got shapes {list(student.shape)} and {list(teacher.shape)}"
+        )
+    if student.device != teacher.device:
+        raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
+    if (student.dtype == torch.float64) != (teacher.dtype == torch.float64):
+        raise TypeError(
+            "student and teacher must both be float64, or neither; "
+            f"got {_name(student.dtype)} and {_name(teacher.dtype)}"
+        )
+
+
+def vocabulary(vocab: str | int, student_size: int, teacher_size: int) -> int:
+    """The number of columns that count, from the first."""
+    if vocab == "strict":
+        if student_size != teacher_size:
+            raise ValueError(
+                f"student and teacher have vocabularies of {student_size} and {teacher_size} entries. If the extra "
+                "entries are padding of the same tokenizer, pass vocab='common' to compare the first "
+                f"{min(student_size, teacher_size)} entries, or the tokenizer's size as vocab=n"
+            )
+        return student_size
+    if vocab == "common":
+        return min(student_size, teacher_size)
+    if isinstance(vocab, int) and not isinstance(vocab, bool):
+        if not 1 <= vocab <= min(student_size, teacher_size):
+            raise ValueError(f"vocab must be between 1 and {min(student_size, teacher_size)}, got {vocab}")
+        return vocab
+    raise ValueError(f"vocab must be 'strict', 'common' or a number of columns, got {vocab!r}")
+
+
+def temperatures(temperature: float | tuple[float, float]) -> tuple[float, float]:
+    """(student's, teacher's)."""
+    if type(temperature) is float and MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+        return temperature, temperature
+    pair = temperature if isinstance(temperature, (tuple, list)) else (temperature, temperature)
+    if len(pair) != 2 or not all(isinstance(t, Real) for t in pair):
+        raise TypeError(f"temperature must be a number or a pair (student, teacher), got {temperature!r}")
+    if not all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in pair):
+        raise ValueError(
+            f"temperature must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}, got {temperature!r}"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def row_weights(
+    mask: Tensor | None, labels: Tensor | None, ignore_index: int, student: Tensor, real: torch.dtype
+) -> Tensor | None:
+    """Weight of each row [N], 0 where it does not count; None where all count alike."""
+    weight = None
+    if mask is not None:
+        _rows_of("mask", mask, student)
+        if mask.is_complex():
+            raise TypeError(f"mask must be bool, integer or real, got {_name(mask.dtype)}")
+        weight = mask.detach().reshape(-1).to(real)
+    if labels is not None:
+        _rows_of("labels", labels, student)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {_name(labels.dtype)}")
+        counted = (labels != ignore_index).reshape(-1)
+        weight = counted.to(real) if weight is None else torch.where(counted, weight, 0)
+    return weight
+
+
+def reduction(reduction: str) -> str:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
+
+
+def normalizer(normalizer: float | Tensor | None, reduction: str, student: Tensor) -> float | Tensor | None:
+    """A positive number, a 0-d tensor on the student's device, or None."""
+    if normalizer is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(f"normalizer divides the sum of reduction='mean'; got reduction={reduction!r}")
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != 1:
+            raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {list(normalizer.shape)}")
+        if normalizer.is_complex():
+            raise TypeError(f"normalizer must be real, got {_name(normalizer.dtype)}")
+        return normalizer.detach().reshape(()).to(student.device)
+    if isinstance(normalizer, bool) or not isinstance(normalizer, Real):
+        raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
+    if not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer must be positive and finite, got {normalizer}")
+    return float(normalizer)
+
+
+def _rows_of(name: str, x: Tensor, student: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.shape != student.shape[:-1]:
+        raise ValueError(f"{name} must have the shape of the rows {list(student.shape[:-1])}, got {list(x.shape)}")
+    if x.device != student.device:
+        raise ValueError(f"{name} must be on the student's device {student.device}, got {x.device}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Implementations of the ops, interchangeable. None imports another; `select` says which one runs."""

@@ -1,0 +1,95 @@
+"""The ops on CPU tensors, by the native core.
+
+The core takes raw pointers. Every argument was checked where the user handed it over (kd_kernels/arguments.py); here the
+tensors get the layout the core wants, and stay referenced until it returns. The core uses at most
+`torch.get_num_threads()` threads and its results do not depend on how many.
+"""
+
+import torch
+from torch import Tensor
+
+from kd_kernels import _core
+
+_DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
+_FAMILIES, _REDUCTIONS = _core.FAMILIES, _core.REDUCTIONS
+
+
+def divergence(
+    student: Tensor,  # (N, V)
+    teacher: Tensor,  # (N, V')
+    weight: Tensor | None,  # (N,)
+    normalizer: Tensor | None,  # ()
+    family: str,
+    params: list[float],
+    inverse_temperatures: list[float],
+    scale: float,
+    columns: int,
+    reduction: str,
+    with_gradient: bool,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    real = _real(student)
+    rows = student.shape[0]
+    loss = torch.empty(rows if reduction == "none" else (), dtype=real)
+    gradient = torch.empty(student.shape if with_gradient else 0, dtype=student.dtype)
+    entropy = torch.empty((2, rows) if with_entropy else 0, dtype=real)
+    _run(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns, reduction,
+         gradient, loss, entropy)  # fmt: skip
+    return loss, gradient, entropy
+
+
+def divergence_backward(
+    upstream: Tensor,  # (N,)
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    family: str,
+    params: list[float],
+    inverse_temperatures: list[float],
+    scale: float,
+    columns: int,
+) -> Tensor:
+    gradient = torch.empty(student.shape, dtype=student.dtype)
+    losses = torch.empty(student.shape[0], dtype=_real(student))
+    _run(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, "none",
+         gradient, losses, losses[:0])  # fmt: skip
+    return gradient
+
+
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor, at no cost where the factor is 1."""
+    if factor.item() != 1:
+        gradient.mul_(factor)
+
+
+def _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns,
+         reduction, gradient, loss, entropy) -> None:  # fmt: skip
+    # Held here until the core returns: every tensor whose address it is given.
+    if student.stride(1) != 1:
+        student = student.contiguous()
+    if teacher.stride(1) != 1:
+        teacher = teacher.contiguous()
+    real = loss.dtype  # of row weights, upstream gradients and the normaliser, as of the sums
+    weight, upstream, normalizer = _as(real, weight), _as(real, upstream), _as(real, normalizer)
+    rows, width = student.shape
+    student_entropy, teacher_entropy = (0, 0) if not entropy.numel() else (entropy[0].data_ptr(), entropy[1].data_ptr())
+    _core.divergence_rows(
+        rows, columns, width,
+        student.data_ptr(), student.stride(0), _DTYPES[student.dtype],
+        teacher.data_ptr(), teacher.stride(0), _DTYPES[teacher.dtype],
+        gradient.data_ptr(),  # 0 for an empty one
+        0 if weight is None else weight.data_ptr(),
+        0 if upstream is None else upstream.data_ptr(),
+        0 if normalizer is None else normalizer.data_ptr(),
+        loss.data_ptr() if reduction == "none" else 0, loss.data_ptr(),
+        student_entropy, teacher_entropy,
+        *inverse_temperatures, scale, _FAMILIES[family], *params, _REDUCTIONS[reduction], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _as(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(dtype).contiguous()
+
+
+def _real(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

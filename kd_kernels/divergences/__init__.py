@@ -1,0 +1,40 @@
+"""The kinds of divergence, by name and as objects."""
+
+from kd_kernels.divergences.akl import AKL
+from kd_kernels.divergences.base import Divergence, Kernel
+from kd_kernels.divergences.jsd import JSD
+from kd_kernels.divergences.kl import ForwardKL, Jeffreys, ReverseKL
+from kd_kernels.divergences.mixture_kl import JSStudent, JSTeacher, SkewForwardKL, SkewReverseKL
+from kd_kernels.divergences.todi import ToDi
+from kd_kernels.divergences.tvd import TVD
+
+KINDS: dict[str, type[Divergence]] = {
+    c.name: c
+    for c in (
+        ForwardKL, ReverseKL, Jeffreys, JSD, JSTeacher, JSStudent, TVD, SkewForwardKL, SkewReverseKL, ToDi, AKL,
+    )
+}  # fmt: skip
+
+
+def resolve(kind: str | Divergence, params: dict[str, float]) -> Divergence:
+    """The divergence object for a name with keyword parameters, or the object itself."""
+    if isinstance(kind, Divergence):
+        if params:
+            raise TypeError(f"{kind!r} carries its own parameters; got also {', '.join(params)}")
+        return kind
+    if not isinstance(kind, str):
+        raise TypeError(f"kind must be a name or a Divergence, got {type(kind).__name__}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    cls = KINDS[kind]
+    unknown = [name for name in params if name not in cls.__dataclass_fields__]
+    if unknown:
+        takes = ", ".join(cls.__dataclass_fields__) or "no parameters"
+        raise TypeError(f"{kind} takes {takes}; got {', '.join(unknown)}")
+    return cls(**params)
+
+
+__all__ = [
+    "AKL", "JSD", "KINDS", "TVD", "Divergence", "ForwardKL", "JSStudent", "JSTeacher", "Jeffreys", "Kernel",
+    "ReverseKL", "SkewForwardKL", "SkewReverseKL", "ToDi", "resolve",
+]  # fmt: skip

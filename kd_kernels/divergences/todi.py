@@ -1,0 +1,33 @@
+"""ToDi: the direction of the KL chosen entry by entry."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_kernels.divergences.base import Divergence, Kernel, log_ratio
+
+
+@dataclass(frozen=True)
+class ToDi(Divergence):
+    """sum w p (log p - log q) + (1 - w) q (log q - log p), w = sigmoid(beta (log p - log q)) (arXiv 2505.16297).
+
+    w is constant in the gradient. At beta = 1, w = p / (p + q) and the value is that of Jeffreys; the gradient is not.
+    """
+
+    beta: float = 1.0
+    name = "todi"
+
+    def __post_init__(self) -> None:
+        self._require("beta", 0 <= self.beta < float("inf"), "a finite number of at least 0")
+
+    def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        forward = log_ratio(log_p, log_q)  # log p - log q where p > 0
+        reverse = log_ratio(log_q, log_p)  # log q - log p where q > 0
+        p, q = log_p.exp(), log_q.exp()
+        w = torch.sigmoid(self.beta * torch.where(p > 0, forward, -reverse)).detach()
+        return (w * p * forward + (1 - w) * q * reverse).sum(-1)
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("todi", (self.beta, 0.0))
