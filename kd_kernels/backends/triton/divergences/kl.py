@@ -1,0 +1,35 @@
+"""KL(p, q), KL(q, p) and their weighted sums; the twin of csrc/include/kd/divergences/kl.h."""
+
+import triton
+import triton.language as tl
+
+from kd_kernels.backends.triton.sides import finite, sides
+
+
+@triton.jit
+def kl_near(p, q, d, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.constexpr):
+    below, big, x, x_far, expm1, phi, psi = sides(p, q, d)
+    phi = phi + (x - x_far)  # infinite for an entry that one side forbids
+    value = tl.zeros_like(p)
+    h = tl.zeros_like(p)
+    if FORWARD:
+        term = big * tl.where(below, phi, psi)
+        m = big * expm1
+        value += tl.where(forward > 0, forward * term, 0.0)
+        h += forward * tl.where(below, m, -m)
+    if REVERSE:
+        term = big * tl.where(below, psi, phi)
+        value += tl.where(reverse > 0, reverse * term, 0.0)
+        h = tl.fma(reverse * q, finite(d), h)
+    return value, h
+
+
+@triton.jit
+def kl_far(p, q, d, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.constexpr):
+    """The gradient alone: the value of a far row is known from the first sweep."""
+    h = tl.zeros_like(p)
+    if FORWARD:
+        h += forward * (q - p)
+    if REVERSE:
+        h = tl.fma(reverse * q, finite(d), h)
+    return h
