@@ -1,0 +1,62 @@
+"""Where the numbers were taken."""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+import kd_kernels
+from kd_kernels.backends import select
+
+
+def describe(device: str) -> dict[str, str | int | None]:
+    """Hardware and versions; None for what is not there."""
+    return {
+        "cpu": _cpu(),
+        "simd": None if select.unavailable("cpu") else _simd(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "kd_kernels": kd_kernels.__version__,
+        "liger_kernel": _version("liger_kernel"),
+        "trl": _version("trl"),
+    }
+
+
+def commit() -> str | None:
+    """Git commit of the package where it runs from a checkout, with "-dirty" where tracked files were changed."""
+    root = Path(kd_kernels.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        return re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
+    except (OSError, TypeError):  # not Linux, or an architecture that has no such line
+        return platform.processor() or platform.machine()
+
+
+def _simd() -> str:
+    from kd_kernels import _core
+
+    return _core.simd().name
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""Measures a case: every provider is checked, then its memory and its time are taken."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from kd_kernels.benchmark.case import Call, Case, Problem, Provider
+from kd_kernels.benchmark.memory import RESOLUTION, extra_peak_bytes
+from kd_kernels.benchmark.timing import Spread, clock_for, interleave
+
+Status = Literal["ok", "wrong", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a provider. Only one that is ok has a time."""
+
+    provider: str
+    ours: bool
+    status: Status
+    reason: str | None = None
+    first_call_seconds: float | None = None  # with compilation, where there is one
+    extra_bytes: int | None = None
+    time: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A case, its outcomes, and how long a copy between two buffers of `copy_bytes` took meanwhile."""
+
+    case: Case
+    outcomes: tuple[Outcome, ...]
+    copy_bytes: int
+    copy: Spread
+
+    @property
+    def copy_bandwidth(self) -> float:
+        """Bytes read and written per second."""
+        return 2 * self.copy_bytes / self.copy.median
+
+    @property
+    def floor(self) -> Spread:
+        """Time to move what the case must move, at the bandwidth of the copy."""
+        return self.copy.times(self.case.bytes_moved / (2 * self.copy_bytes))
+
+    def times_floor(self, outcome: Outcome) -> float:
+        return outcome.time.median / self.floor.median
+
+    def bandwidth(self, outcome: Outcome) -> float:
+        return self.case.bytes_moved / outcome.time.median
+
+    def speedup(self, outcome: Outcome, over: str) -> float | None:
+        baseline = next((o for o in self.outcomes if o.provider == over and o.time), None)
+        return baseline and baseline.time.median / outcome.time.median
+
+    def memory_ratio(self, outcome: Outcome) -> float | None:
+        """Extra peak memory over the size of the gradients."""
+        return None if outcome.extra_bytes is None else outcome.extra_bytes / self.case.gradient_bytes
+
+    @property
+    def failed(self) -> bool:
+        """Whether a result was wrong, or this library gave none."""
+        return any(o.status == "wrong" or (o.ours and o.status != "ok") for o in self.outcomes)
+
+
+def measure(case: Case, providers: Sequence[Provider], seconds: float) -> Measurement:
+    """Checks and measures the providers; `seconds` is for the timing of all of them together."""
+    problem = case.make()
+    outcomes: dict[str, Outcome] = {}
+    calls: dict[str, Call] = {}
+    for provider in providers:
+        outcome, call = check(case, problem, provider)
+        problem.clear()
+        if call:
+            outcome = replace(outcome, extra_bytes=_extra_bytes(case, call))
+            calls[provider.name] = call
+            problem.clear()
+        outcomes[provider.name] = outcome
+
+    source = problem.inputs[-1]
+    target = torch.empty_like(source)
+    *samples, copies = interleave(
+        [*calls.values(), lambda: target.copy_(source)],
+        seconds=seconds, clock=clock_for(case.device), between=problem.clear,
+    )  # fmt: skip
+    for name, times in zip(calls, samples, strict=True):
+        outcomes[name] = replace(outcomes[name], time=Spread.of(times))
+    return Measurement(case, tuple(outcomes.values()), source.nbytes, Spread.of(copies))
+
+
+def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Call | None]:
+    """The first call, which compiles what has to be compiled, and the verdict on its result."""
+
+    def outcome(status: Status, reason: str | None = None, seconds: float | None = None) -> Outcome:
+        return Outcome(provider.name, provider.ours, status, reason, seconds)
+
+    if provider.missing is not None:
+        return outcome("missing", provider.missing), None
+    try:
+        start = time.perf_counter()
+        call = Call(provider.build(), problem.inputs, case.backward)
+        loss = call()
+        seconds = time.perf_counter() - start
+        complaint = problem.complaint(loss)
+    except Exception as error:  # a peer may fail in any way, such as for lack of memory; the others are measured still
+        return outcome("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"), None
+    if complaint is not None:
+        return outcome("wrong", complaint), None
+    return outcome("ok", seconds=seconds), call
+
+
+def _extra_bytes(case: Case, call: Call) -> int | None:
+    # Of a gradient of few pages the pages would be measured.
+    return extra_peak_bytes(call, case.device) if case.gradient_bytes >= 8 * RESOLUTION else None
