@@ -1,0 +1,166 @@
+"""Measurements as a table, as JSON and as CSV."""
+
+import csv
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from kd_kernels.benchmark.case import Case
+from kd_kernels.benchmark.measure import Measurement, Outcome
+from kd_kernels.benchmark.timing import Spread
+
+SCHEMA = 1
+
+# Heading and format of the table's columns.
+_COLUMNS = (
+    ("kind", "<16"), ("provider", "<12"), ("median", ">10"), ("[p20 - p80]", ">19"), ("x eager", ">8"),
+    ("x compile", ">10"), ("x floor", ">8"), ("GB/s", ">7"), ("of copy", ">8"), ("memory/gradient", ">16"),
+)  # fmt: skip
+
+_LEGEND = """\
+x eager, x compile: times faster than these. x floor: time over that of moving what must be moved (logits, gradient) at
+the bandwidth of a copy measured in the same rounds. memory/gradient: extra peak memory over the gradient's size."""
+
+# The columns of Liger's benchmark data.
+CSV_COLUMNS = (
+    "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
+    "x_value", "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str", "gpu_name", "timestamp",
+    "liger_version",
+)  # fmt: skip
+
+
+def machine_line(machine: dict) -> str:
+    where = f"{machine['gpu']}, CUDA {machine['cuda']}" if machine["gpu"] else f"{machine['cpu']} ({machine['simd']})"
+    return f"{where}, {machine['threads']} threads, torch {machine['torch']}, kd_kernels {machine['kd_kernels']}"
+
+
+def title(case: Case) -> str:
+    """What the table above whose rows it stands has in common."""
+    sizes = ", ".join(f"{name} {size}" for name, size in case.shape.items())
+    return f"{case.target}: {sizes}, {case.dtype_name}, {case.direction}, {case.device}"
+
+
+def heading() -> str:
+    return _line(name for name, _ in _COLUMNS)
+
+
+def table(measurement: Measurement) -> Iterator[str]:
+    """The rows of one case: the floor, then the providers that are there."""
+    kind = measurement.case.kind
+    copy = measurement.copy_bandwidth / 1e9
+    yield _line([kind, "floor", *_duration(measurement.floor), "", "", "1.00", f"{copy:.1f}", "100 %", ""])
+    for o in measurement.outcomes:
+        if o.status == "missing":
+            continue
+        if o.time is None:
+            yield _line([kind, o.provider, f"{o.status.upper()}: {textwrap.shorten(o.reason, 120)}"])
+            continue
+        speedups = (measurement.speedup(o, over) for over in ("eager", "compile"))
+        memory = measurement.memory_ratio(o)
+        yield _line([
+            kind, o.provider, *_duration(o.time), *("" if s is None else _short(s) for s in speedups),
+            _short(measurement.times_floor(o)), f"{measurement.bandwidth(o) / 1e9:.1f}",
+            f"{100 / measurement.times_floor(o):.0f} %", "" if memory is None else f"{memory:.2f}",
+        ])  # fmt: skip
+
+
+def footnotes(measurements: Sequence[Measurement]) -> Iterator[str]:
+    """How long compilation took, who is not there, and what the columns mean."""
+    outcomes = [o for m in measurements for o in m.outcomes]
+    compiled = [o.first_call_seconds for o in outcomes if o.provider == "compile" and o.status == "ok"]
+    if compiled:
+        yield f"compile: first calls took {min(compiled):.1f} to {max(compiled):.1f} s, which is not in the times"
+    yield from dict.fromkeys(f"{o.provider}: {o.reason}" for o in outcomes if o.status == "missing")
+    yield _LEGEND
+
+
+def write_json(
+    path: Path, measurements: Sequence[Measurement], machine: dict, commit: str | None, arguments: dict
+) -> None:
+    document = {
+        "schema": SCHEMA,
+        "timestamp": _now(),
+        "commit": commit,
+        "machine": machine,
+        "arguments": arguments,
+        "cases": [_as_dict(m) for m in measurements],
+    }
+    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def write_csv(path: Path, measurements: Sequence[Measurement], machine: dict) -> None:
+    """Liger's schema: times in ms, memory in MB; a memory has no spread, its quantiles are the same."""
+    timestamp = _now()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for m in measurements:
+            mode = "full" if m.case.backward else "forward"
+            (x_name, x_value), *sizes = m.case.shape.items()
+            extra = {**dict(sizes), "dtype": m.case.dtype_name, "kd_kernels": machine["kd_kernels"]}
+            for o in m.outcomes:
+                metrics = []
+                if o.time:
+                    metrics.append(("speed", "ms", *(1e3 * t for t in (o.time.median, o.time.p20, o.time.p80))))
+                if o.extra_bytes is not None:
+                    metrics.append(("memory", "MB", *[o.extra_bytes / 2**20] * 3))
+                for metric, unit, *values in metrics:
+                    writer.writerow([
+                        m.case.kind, o.provider, mode, metric, unit, x_name, x_name, x_value, *values,
+                        json.dumps(extra), machine["gpu"] or machine["cpu"], timestamp, "",
+                    ])  # fmt: skip
+
+
+def _as_dict(m: Measurement) -> dict:
+    case = m.case
+    return {
+        "target": case.target,
+        "kind": case.kind,
+        "shape": case.shape,
+        "dtype": case.dtype_name,
+        "device": case.device,
+        "direction": case.direction,
+        "seed": case.seed,
+        "bytes_moved": case.bytes_moved,
+        "gradient_bytes": case.gradient_bytes,
+        "copy": {"bytes": m.copy_bytes, "bandwidth": m.copy_bandwidth, "seconds": asdict(m.copy)},
+        "floor_seconds": m.floor.median,
+        "providers": [_outcome_as_dict(m, o) for o in m.outcomes],
+    }
+
+
+def _outcome_as_dict(m: Measurement, o: Outcome) -> dict:
+    timed = o.time is not None
+    return {
+        "name": o.provider,
+        "status": o.status,
+        "reason": o.reason,
+        "seconds": asdict(o.time) if timed else None,
+        "first_call_seconds": o.first_call_seconds,
+        "extra_bytes": o.extra_bytes,
+        "memory_ratio": m.memory_ratio(o),
+        "times_floor": m.times_floor(o) if timed else None,
+        "speedup_over_eager": m.speedup(o, "eager") if timed else None,
+        "speedup_over_compile": m.speedup(o, "compile") if timed else None,
+    }
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " ".join(format(cell, spec) for cell, (_, spec) in zip(cells, _COLUMNS, strict=False)).rstrip()
+
+
+def _duration(time: Spread) -> tuple[str, str]:
+    unit, factor = ("us", 1e6) if time.median < 1e-3 else ("ms", 1e3)
+    median, p20, p80 = (_short(factor * t) for t in (time.median, time.p20, time.p80))
+    return f"{median} {unit}", f"[{p20} - {p80}]"
+
+
+def _short(x: float) -> str:
+    return f"{x:.{0 if x >= 100 else 1 if x >= 10 else 2}f}"
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,118 @@
+"""`kd-kernels bench`: speed and memory of the losses beside PyTorch and peers."""
+
+import importlib
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Collection
+from itertools import groupby
+from pathlib import Path
+
+from kd_kernels.backends.select import BACKENDS
+from kd_kernels.benchmark import PROVIDERS, TARGETS
+from kd_kernels.divergences import KINDS
+
+_VOCABULARIES = {"qwen": 151_936, "llama3": 128_256, "gemma": 262_144}
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("target", nargs="?", choices=TARGETS, default="rows", help="rows: logits x logits (default)")
+    what.add_argument("--kind", type=_names(KINDS), action="extend", help="a,b,... or all (default)")
+    what.add_argument("--rows", type=_positive(int), help="default 64")
+    size = what.add_mutually_exclusive_group()
+    size.add_argument("--vocab", type=_positive(int))
+    size.add_argument("--preset", choices=_VOCABULARIES, help="vocabulary of a family of models, default qwen")
+    size.add_argument("--tiny", action="store_true", help="[4, 128]: the overhead of a call")
+    what.add_argument("--dtype", type=_names(_DTYPES), action="extend", help="bf16 (default), fp16, fp32")
+    what.add_argument("--device", help="default cuda where there is one, else cpu")
+    what.add_argument("--direction", choices=["forward", "forward+backward", "both"], default="forward+backward")
+    what.add_argument("--logit-scale", type=_positive(float), default=3.0, help="standard deviation of the logits")
+    what.add_argument("--near", action="store_true", help="a student that has almost converged to its teacher")
+    what.add_argument("--seed", type=int, default=0)
+
+    how = parser.add_argument_group("against what and how")
+    how.add_argument("--backend", type=_names(BACKENDS), action="extend", help="of this library, default auto")
+    how.add_argument(
+        "--providers", type=_names(PROVIDERS), action="extend", help=f"of {','.join(PROVIDERS)}, default all"
+    )
+    how.add_argument("--seconds", type=_positive(float), default=3.0, help="of timing per case, default 3")
+    how.add_argument("--threads", type=_positive(int), help="default: torch's")
+
+    out = parser.add_argument_group("output beside the table")
+    for flag, text in (("json", "everything"), ("csv", "Liger's columns"), ("plot", "chart, .png or .svg")):
+        out.add_argument(f"--{flag}", type=_output_file, metavar="FILE", help=text)
+
+
+def run(args: Namespace) -> int:
+    """Measures and reports; 1 where a result was wrong or this library gave none."""
+    import torch
+
+    from kd_kernels.benchmark import machine, report
+    from kd_kernels.benchmark.measure import measure
+
+    if args.plot:
+        from kd_kernels.benchmark import plot  # if matplotlib is missing, better before the measuring than after
+
+    _complete(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    described = machine.describe(args.device)
+    print(report.machine_line(described))
+    measurements = []
+    for title, cases in groupby(importlib.import_module(TARGETS[args.target]).cases(args), report.title):
+        print(f"\n{title}\n{report.heading()}")
+        for case in cases:
+            measurements.append(measure(case, case.providers(args.providers, args.backend), args.seconds))
+            print("\n".join(report.table(measurements[-1])), flush=True)
+    print("", *report.footnotes(measurements), sep="\n")
+
+    if args.json:
+        report.write_json(args.json, measurements, described, machine.commit(), vars(args))
+    if args.csv:
+        report.write_csv(args.csv, measurements, described)
+    if args.plot:
+        plot.save(measurements, args.plot)
+    return int(any(m.failed for m in measurements))
+
+
+def _complete(args: Namespace) -> None:
+    """Fills in the defaults that depend on other arguments or on the machine."""
+    import torch
+
+    args.kind = args.kind or list(KINDS)
+    args.rows = args.rows or (4 if args.tiny else 64)
+    args.vocab = args.vocab or (128 if args.tiny else _VOCABULARIES[args.preset or "qwen"])
+    args.dtype = [_DTYPES[name] for name in args.dtype or ["bf16"]]
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.backend = args.backend or ["auto"]
+    args.providers = args.providers or list(PROVIDERS)
+
+
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Parser of `a,b,...` or `all`."""
+
+    def names(text: str) -> list[str]:
+        chosen = list(known) if text == "all" else text.split(",")
+        for name in chosen:
+            if name not in known:
+                raise ArgumentTypeError(f"must be of {', '.join(known)}, got {name!r}")
+        return chosen
+
+    return names
+
+
+def _positive(number: type[int] | type[float]) -> Callable[[str], int | float]:
+    def positive(text: str) -> int | float:
+        value = number(text)
+        if not 0 < value < float("inf"):
+            raise ArgumentTypeError(f"must be positive, got {text}")
+        return value
+
+    return positive
+
+
+def _output_file(text: str) -> Path:
+    path = Path(text)
+    if not path.absolute().parent.is_dir():  # found out before the measuring rather than after
+        raise ArgumentTypeError(f"{path.absolute().parent} is not a directory")
+    return path
