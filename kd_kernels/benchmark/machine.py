@@ -1,6 +1,7 @@
 """Where the numbers were taken."""
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -12,14 +13,15 @@ import kd_kernels
 from kd_kernels.backends import select
 
 
-def describe(device: str) -> dict[str, str | int | None]:
-    """Hardware and versions; None for what is not there."""
+def describe(device: str) -> dict[str, str | int | float | None]:
+    """Hardware, versions, and how busy the machine is; None for what is not there."""
     return {
         "cpu": _cpu(),
         "simd": None if select.unavailable("cpu") else _simd(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
         "cuda": torch.version.cuda,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

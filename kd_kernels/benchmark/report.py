@@ -34,7 +34,9 @@ CSV_COLUMNS = (
 
 def machine_line(machine: dict) -> str:
     where = f"{machine['gpu']}, CUDA {machine['cuda']}" if machine["gpu"] else f"{machine['cpu']} ({machine['simd']})"
-    return f"{where}, {machine['threads']} threads, torch {machine['torch']}, kd_kernels {machine['kd_kernels']}"
+    busy = "" if machine["load_average"] is None else f", load average {machine['load_average']:.1f}"
+    versions = f"torch {machine['torch']}, kd_kernels {machine['kd_kernels']}"
+    return f"{where}, {machine['threads']} threads{busy}, {versions}"
 
 
 def title(case: Case) -> str:

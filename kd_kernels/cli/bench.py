@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     size.add_argument("--preset", choices=_VOCABULARIES, help="vocabulary of a family of models, default qwen")
     size.add_argument("--tiny", action="store_true", help="[4, 128]: the overhead of a call")
     what.add_argument("--dtype", type=_names(_DTYPES), action="extend", help="bf16 (default), fp16, fp32")
-    what.add_argument("--device", help="default cuda where there is one, else cpu")
+    what.add_argument("--device", type=_device, help="cpu or cuda[:n]; default cuda where there is one")
     what.add_argument("--direction", choices=["forward", "forward+backward", "both"], default="forward+backward")
     what.add_argument("--logit-scale", type=_positive(float), default=3.0, help="standard deviation of the logits")
     what.add_argument("--near", action="store_true", help="a student that has almost converged to its teacher")
@@ -84,6 +84,8 @@ def _complete(args: Namespace) -> None:
     args.vocab = args.vocab or (128 if args.tiny else _VOCABULARIES[args.preset or "qwen"])
     args.dtype = [_DTYPES[name] for name in args.dtype or ["bf16"]]
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this PyTorch finds no GPU")
     args.backend = args.backend or ["auto"]
     args.providers = args.providers or list(PROVIDERS)
 
@@ -99,6 +101,12 @@ def _names(known: Collection[str]) -> Callable[[str], list[str]]:
         return chosen
 
     return names
+
+
+def _device(text: str) -> str:
+    if text.partition(":")[0] not in ("cpu", "cuda"):  # those with a clock in timing.py
+        raise ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    return text
 
 
 def _positive(number: type[int] | type[float]) -> Callable[[str], int | float]:

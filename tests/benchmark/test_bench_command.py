@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ def test_a_wrong_provider_fails_the_command(monkeypatch, capsys):
         (["--rows", "0"], "must be positive"),
         (["--vocab", "8", "--preset", "qwen"], "not allowed with"),
         (["--json", "/no/such/directory/out.json"], "is not a directory"),
+        (["--device", "xpu"], "must be cpu or cuda"),
         (["nothing"], "invalid choice"),
     ],
 )
@@ -56,6 +58,20 @@ def test_bad_arguments(arguments, message, capsys):
         main(["bench", *arguments])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(capsys):
+    assert main([*TINY, "--device", "cuda"]) == 2
+    assert "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
+
+
+def test_the_suite_of_pytest_benchmark():
+    suite = Path(__file__).parents[2] / "bench/bench_rows.py"
+    command = [sys.executable, "-m", "pytest", suite, "--rows=9", "--vocab=50", "-k", "not compile", "-q"]
+    run = subprocess.run([*command, "--benchmark-enable"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+    assert "rows: rows 9, vocab 50, bfloat16, forward+backward, cpu: jsd" in run.stdout
 
 
 def test_the_package_does_not_import_it():
