@@ -54,7 +54,7 @@ class Measurement:
 
     def speedup(self, outcome: Outcome, over: str) -> float | None:
         baseline = next((o for o in self.outcomes if o.provider == over and o.time), None)
-        return baseline and baseline.time.median / outcome.time.median
+        return None if baseline is None else baseline.time.median / outcome.time.median
 
     def memory_ratio(self, outcome: Outcome) -> float | None:
         """Extra peak memory over the size of the gradients."""

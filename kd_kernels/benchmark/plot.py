@@ -1,7 +1,7 @@
 """Measurements as a chart: time by provider for every kind, with the floor."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,33 +18,36 @@ _GROUP_WIDTH = 0.8  # of the distance between kinds
 def save(measurements: Sequence[Measurement], path: Path) -> None:
     """One panel for each title (shape, dtype, direction); the format follows from the path."""
     panels = [(name, list(group)) for name, group in groupby(measurements, lambda m: title(m.case))]
+    providers = dict.fromkeys(o.provider for m in measurements for o in m.outcomes if o.time)
+    colours = dict(zip(providers, cycle(_COLOURS), strict=False))
     width = 5 + 0.8 * max(len(group) for _, group in panels)
     figure = Figure(figsize=(width, 1 + 3.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, (name, group) in zip(axes, panels, strict=True):
-        _draw(ax, group)
+        _draw(ax, group, colours)
         ax.set_title(name, loc="left", fontsize="medium")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
 
 
-def _draw(ax: Axes, measurements: Sequence[Measurement]) -> None:
-    names = list(dict.fromkeys(o.provider for m in measurements for o in m.outcomes if o.time))
-    width = _GROUP_WIDTH / max(1, len(names))
-    for i, (name, colour) in enumerate(zip(names, _COLOURS, strict=False)):
-        bars = [(x, o.time) for x, m in enumerate(measurements) for o in m.outcomes if o.provider == name and o.time]
-        medians = [1e3 * t.median for _, t in bars]
-        spread = [[1e3 * (t.median - t.p20) for _, t in bars], [1e3 * (t.p80 - t.median) for _, t in bars]]
-        positions = [x - _GROUP_WIDTH / 2 + (i + 0.5) * width for x, _ in bars]
-        ax.bar(positions, medians, 0.9 * width, yerr=spread, color=colour, label=name, error_kw={"elinewidth": 1})
+def _draw(ax: Axes, measurements: Sequence[Measurement], colours: dict[str, str]) -> None:
+    """A group of bars for every measurement, a bar in it for every provider, and the floor across the group."""
+    width = _GROUP_WIDTH / max(1, len(colours))
+    for i, (provider, colour) in enumerate(colours.items()):
+        left = -_GROUP_WIDTH / 2 + (i + 0.5) * width
+        bars = [(x + left, o.time.times(1e3)) for x, m in enumerate(measurements)
+                for o in m.outcomes if o.provider == provider and o.time]  # fmt: skip
+        if bars:
+            positions, times = zip(*bars, strict=True)
+            spread = [[t.median - t.p20 for t in times], [t.p80 - t.median for t in times]]
+            ax.bar(positions, [t.median for t in times], 0.9 * width, yerr=spread, color=colour, label=provider)
     floors = [1e3 * m.floor.median for m in measurements]
-    ends = [x - _GROUP_WIDTH / 2 for x in range(len(floors))], [x + _GROUP_WIDTH / 2 for x in range(len(floors))]
-    ax.hlines(
-        floors, *ends, color="black", linestyle="--", linewidth=1, label="floor: moving the data at copy bandwidth"
-    )
+    starts = [x - _GROUP_WIDTH / 2 for x in range(len(floors))]
+    ends = [x + _GROUP_WIDTH for x in starts]
+    ax.hlines(floors, starts, ends, color="black", linestyle="--", label="floor: moving the data at copy bandwidth")
     ax.set_xticks(range(len(measurements)), [m.case.kind for m in measurements], rotation=20, ha="right")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=min(floors) / 2)
     ax.set_ylim(bottom=min(floors) / 2)
     ax.set_ylabel("time, ms (median; p20 to p80)")
     ax.grid(axis="y", alpha=0.3)

@@ -40,7 +40,7 @@ def machine_line(machine: dict) -> str:
 
 
 def title(case: Case) -> str:
-    """What the table above whose rows it stands has in common."""
+    """What the cases of one table have in common."""
     sizes = ", ".join(f"{name} {size}" for name, size in case.shape.items())
     return f"{case.target}: {sizes}, {case.dtype_name}, {case.direction}, {case.device}"
 

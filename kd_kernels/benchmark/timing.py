@@ -54,7 +54,7 @@ def interleave(
             for i in order(len(calls), done):
                 between()
                 samples[i].append(clock(calls[i]))
-            gc.collect(0)  # the cycles of this round; it would be all of a user's step that gets collected
+            gc.collect(0)  # the cycles of this round, which may hold tensors
         between()
         return samples
 
