@@ -1,0 +1,104 @@
+"""`kd-kernels distill`: arguments."""
+
+import argparse
+import sys
+from dataclasses import asdict, fields
+
+from kd_kernels import KINDS
+from kd_kernels.backends.select import BACKENDS
+from kd_kernels.distillation.settings import BUILT_IN, GIVEN, Settings
+
+DESCRIPTION = """\
+Distils a teacher into a student: two causal language models of Hugging Face that share a tokenizer.
+
+Without arguments it shows the whole way on a small built-in example, offline: English text that every Python has, a
+vocabulary of 151,936 entries, and a small teacher that is trained first and kept for the next time.
+
+In --out: config.json, metrics.jsonl (one object a step), checkpoint.safetensors, plot.png, result.json (held-out text
+before and after) and student/, which AutoModelForCausalLM loads. Ctrl-C stops after the step under way; the same
+command with --resume goes on from there and ends with the same student."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_models(parser.add_argument_group("models and text"))
+    _add_loss(parser.add_argument_group("loss"))
+    _add_training(parser.add_argument_group("training"))
+    _add_run(parser.add_argument_group("run"))
+    parser.set_defaults(**asdict(Settings()))
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--teacher", metavar="DIR|ID", help="Hugging Face model directory or id (default: built in)")
+    group.add_argument("--student", metavar="DIR|ID", help="likewise; trained in float32")
+    group.add_argument(
+        "--data", metavar="FILE",
+        help='plain text, or *.jsonl of {"text": ...} or {"messages": [...]} (default: the help topics of Python)',
+    )  # fmt: skip
+    group.add_argument("--seq-len", type=int, metavar="N", help=f"tokens in a block ({_default('seq_len')})")
+    group.add_argument("--holdout", type=float, metavar="F", help="share of the text held out (%(default)s)")
+
+
+def _add_loss(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} (%(default)s)")
+    for name in ("beta", "alpha", "mu"):
+        kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
+        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds} (the kind's default)")
+    group.add_argument("--temperature", type=float, metavar="T", help="of both softmaxes (%(default)s)")
+    group.add_argument("--scale-t2", action="store_true", help="multiply the divergence by T^2")
+    group.add_argument(
+        "--ce-weight", type=float, metavar="W", help="(1 - W) divergence + W cross-entropy on the text (%(default)s)"
+    )
+    group.add_argument("--backend", choices=BACKENDS, help="implementation of the divergence (%(default)s)")
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--steps", type=int, metavar="N", help=f"({_default('steps')})")
+    group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({_default('batch_size')})")
+    group.add_argument(
+        "--accumulate", type=int, metavar="N",
+        help="parts that a step's batch is computed in: less memory, the same result (%(default)s)",
+    )  # fmt: skip
+    group.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate ({_default('lr')})")
+    group.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine (%(default)s)")
+    group.add_argument("--weight-decay", type=float, metavar="X", help="(%(default)s)")
+    group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (%(default)s)")
+    group.add_argument("--seed", type=int, metavar="N", help="(%(default)s)")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the teacher (%(default)s)")
+    group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND)")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out; begin it if there is none"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="remove the run in --out first")
+    group.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints (%(default)s)")
+    group.add_argument(
+        "--eval-every", type=int, metavar="N", help="steps between evaluations; 0: before and after (%(default)s)"
+    )
+    group.add_argument("--eval-blocks", type=int, metavar="N", help="held-out blocks evaluated, at most (%(default)s)")
+    group.add_argument("--cache-dir", metavar="DIR", help="where built-in teachers are kept (the user's cache folder)")
+
+
+def _default(name: str) -> str:
+    return f"{GIVEN[name]:g}; {BUILT_IN[name]:g} for the built-in models"
+
+
+def run(args: argparse.Namespace) -> int:
+    from kd_kernels.distillation import report
+    from kd_kernels.distillation.run import distill
+    from kd_kernels.distillation.stop import Stopped
+
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    try:
+        result = distill(settings)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command with --resume goes on", file=sys.stderr)
+        return 128 + stopped.signum
+    print(report.summary(result))
+    return 0
