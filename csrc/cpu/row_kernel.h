@@ -14,8 +14,8 @@
 
 KD_BEGIN
 
-// From this value on, a difference of fp32 sums or probabilities, right to 1e-7 absolute, is as good as any fp32 result.
-// Rows below it get the exact form.
+// From this value on a difference of sums or probabilities, right to an epsilon or so absolute, is as good as any result
+// in the same precision. Rows below it get the exact form.
 constexpr double kFarRow = 1.0 / 64;
 
 template <class F, class T, class U> struct RowKernel {  // T: logits as read, U: gradient as written
@@ -34,6 +34,15 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
   double student_entropy = 0, teacher_entropy = 0;
 
   double run(const RowsCall& call) {
+    const double value = dispatch(call);
+    if (r.defined) return value;
+    // Minima and maxima drop a NaN, and so may a near row: it must show all the same.
+    for (int64_t i = 0; grad != nullptr && i < n; ++i) narrow(static_cast<S>(NAN), grad + i);
+    return NAN;
+  }
+
+ private:
+  double dispatch(const RowsCall& call) {
     const bool entropies = call.student_entropy != nullptr;
     const S a = static_cast<S>(call.params[0]), b = static_cast<S>(1 - call.params[0]);
     switch (call.family) {
@@ -44,39 +53,38 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
       case Family::kAkl:
         return akl(call.params[0], entropies);
       case Family::kJsd:
-        return three_sweeps(a * b, {a, b}, Jsd<F>{F(a), F(b)}, FarJsd<F>{F(a), F(b)}, entropies);
+        return three_sweeps(a * b, Jsd<Near, F>{F(a), F(b)}, Jsd<Far, F>{F(a), F(b)}, entropies);
       case Family::kTeacherMixture:
-        return three_sweeps(a * a, {1, 0}, MixtureKl<F, false>{F(a), F(b)}, FarMixtureKl<F, false>{F(a), F(b)},
+        return three_sweeps(a * a, MixtureKl<Near, F, false>{F(a), F(b)}, MixtureKl<Far, F, false>{F(a), F(b)},
                             entropies);
       case Family::kStudentMixture:
-        return three_sweeps(b * b, {0, 1}, MixtureKl<F, true>{F(a), F(b)}, FarMixtureKl<F, true>{F(a), F(b)},
+        return three_sweeps(b * b, MixtureKl<Near, F, true>{F(a), F(b)}, MixtureKl<Far, F, true>{F(a), F(b)},
                             entropies);
       case Family::kTvd:
         return tvd(entropies);
       case Family::kTodi:
-        if (call.params[0] == 1) return three_sweeps(2, {0, 0}, Todi<F, true>{F(a)}, FarTodi<F, true>{F(a)}, entropies);
-        return three_sweeps(1 + a, {0, 0}, Todi<F, false>{F(a)}, FarTodi<F, false>{F(a)}, entropies);
+        if (call.params[0] == 1) return three_sweeps(2, Todi<F, true>{F(a)}, FarTodi<F, true>{F(a)}, entropies);
+        return three_sweeps(1 + a, Todi<F, false>{F(a)}, FarTodi<F, false>{F(a)}, entropies);
     }
     return NAN;
   }
 
- private:
   template <bool Forward, bool Reverse> void start(bool entropies) {
     r = normalise<F, Forward, Reverse>(zs, zt, n, k, es, et);
     if (!entropies) return;
-    student_entropy = entropy<F>(zs, n, k.k2_student, r.offset_student, es, r.log2_sum_student, r.inverse_student);
-    teacher_entropy = entropy<F>(zt, n, k.k2_teacher, r.offset_teacher, et, r.log2_sum_teacher, r.inverse_teacher);
+    student_entropy = entropy<F>(zs, n, k.rate_student, r.offset_student, es, r.log_sum_student, r.inverse_student);
+    teacher_entropy = entropy<F>(zt, n, k.rate_teacher, r.offset_teacher, et, r.log_sum_teacher, r.inverse_teacher);
   }
 
   template <Emit emit, class Divergence> TermSums emit_terms(const Divergence& divergence, double h_sum) {
-    return terms<emit, F>(divergence, zs, zt, n, k, r, es, et, grad, factor, static_cast<S>(-h_sum * factor));
+    return terms<emit, F>(divergence, zs, zt, n, k, r, es, et, grad, factor, static_cast<S>(h_sum));
   }
 
   // The general way: sums of the terms, then the gradient from them.
   template <class Divergence> double sum_and_combine(const Divergence& divergence) {
     if (grad == nullptr) return emit_terms<Emit::kSums>(divergence, 0).value;
     const TermSums sums = emit_terms<Emit::kStash>(divergence, 0);
-    combine<F>(et, es, n, factor, static_cast<S>(-sums.h * factor) * r.inverse_student, grad);
+    combine<F>(et, es, n, factor, static_cast<S>(sums.h), r.inverse_student, grad);
     return sums.value;
   }
 
@@ -85,19 +93,11 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
     return sum_and_combine(divergence);
   }
 
-  struct LogWeights {  // how much the value moves with all log p, with all log q
-    double p, q;
-  };
-
-  // Where the sides are close any divergence is its curvature, f''(1), times the KL. The far forms take log p and log q
-  // from a log-sum-exp rounded once for the row; what that moved the value by is known and taken back.
-  template <class Near, class Far>
-  double three_sweeps(double curvature, LogWeights weights, const Near& near, const Far& far, bool entropies) {
+  // Where the sides are close any divergence is its curvature, f''(1), times the KL.
+  template <class NearForm, class FarForm>
+  double three_sweeps(double curvature, const NearForm& near, const FarForm& far, bool entropies) {
     start<true, false>(entropies);
-    if (curvature * r.forward < kFarRow) return near_row(near);
-    const auto rounding = [](double x) { return ln2<double>() * (x - static_cast<S>(x)); };
-    return sum_and_combine(far) + weights.p * rounding(r.minus_lse_teacher()) +
-           weights.q * rounding(r.minus_lse_student());
+    return curvature * r.forward >= kFarRow ? sum_and_combine(far) : near_row(near);
   }
 
   template <bool Forward, bool Reverse> double kl(double forward, double reverse, bool entropies) {
@@ -105,15 +105,13 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
     return weighted_kl<Forward, Reverse>(forward, reverse);
   }
 
-  // The sum of h is known, and far rows have their value too: one sweep writes the gradient.
+  // Far rows have their value, and what their gradient needs to know of the row: one sweep writes it.
   template <bool Forward, bool Reverse> double weighted_kl(double forward, double reverse) {
     const F w_f(static_cast<S>(forward)), w_r(static_cast<S>(reverse));
     // A weight of zero leaves its side out even where that is infinite.
-    const double reverse_value = reverse > 0 ? reverse * r.reverse : 0;
-    const double value = (forward > 0 ? forward * r.forward : 0) + reverse_value;
-    if (value < kFarRow) return near_row(Kl<F, Forward, Reverse>{w_f, w_r});
-    const double h_sum = reverse_value < kInfiniteSum ? reverse_value : kInfiniteSum;
-    if (grad != nullptr) emit_terms<Emit::kGradient>(FarKl<F, Forward, Reverse>{w_f, w_r}, h_sum);
+    const double value = (forward > 0 ? forward * r.forward : 0) + (reverse > 0 ? reverse * r.reverse : 0);
+    if (!(value >= kFarRow)) return near_row(Kl<F, Forward, Reverse>{w_f, w_r});
+    if (grad != nullptr) emit_terms<Emit::kGradient>(FarKl<F, Forward, Reverse>{w_f, w_r}, 0);
     return value;
   }
 
@@ -121,7 +119,7 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
   double tvd(bool entropies) {
     start<false, false>(entropies);
     const TermSums sums = emit_terms<Emit::kSums>(FarTvd<F>{}, 0);
-    if (sums.value < kFarRow) return near_row(Tvd<F>{});
+    if (!(sums.value >= kFarRow)) return near_row(Tvd<F>{});
     if (grad != nullptr) emit_terms<Emit::kGradient>(FarTvd<F>{}, sums.h);
     return sums.value;
   }
@@ -196,9 +194,8 @@ void run_row(const RowsCall& call, int64_t row, double gradient_scale, void* scr
   }
   kernel.grad = grad;
   kernel.factor = static_cast<S>(weight * call.scale * upstream * gradient_scale * call.inverse_temperature_student);
-  constexpr double kLog2E = 1.44269504088896340736;
-  kernel.k.k2_student = static_cast<S>(kLog2E * call.inverse_temperature_student);
-  kernel.k.k2_teacher = static_cast<S>(kLog2E * call.inverse_temperature_teacher);
+  kernel.k.rate_student = static_cast<S>(call.inverse_temperature_student / kLnBase<S>);
+  kernel.k.rate_teacher = static_cast<S>(call.inverse_temperature_teacher / kLnBase<S>);
   kernel.k.k = static_cast<S>(call.inverse_temperature_student);
   kernel.k.ratio = static_cast<S>(call.inverse_temperature_teacher / call.inverse_temperature_student);
 

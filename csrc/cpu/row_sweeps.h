@@ -1,12 +1,12 @@
 // The sweeps over one row pair. A row is read from memory once: the first sweep leaves the exponentials of both rows in
 // scratch that stays in cache, and all that follows works on those.
 //
-//   exponentials   e = 2^(z k2 + offset), their sums, and both KLs in their direct form
+//   exponentials   e = base^(z rate + offset), their sums, and both KLs in their direct form
 //   terms          value_v and h_v of a divergence; h replaces the teacher's exponentials, or the gradient is written
-//   combine        gradient = a h + b q
+//   combine        gradient = factor (h - q sum h)
 //
-// Sums run in float lanes over blocks of 256 lane-widths and in double across blocks: a fixed order, whatever the
-// threads, with errors near 1e-7.
+// Float sums run in lanes over blocks of 256 lane-widths and in double across blocks: a fixed order, whatever the threads,
+// with errors near 1e-7.
 #pragma once
 
 #include "kd/divergence.h"
@@ -15,20 +15,19 @@
 KD_BEGIN
 
 template <class S> struct Tempering {  // S: the scalar, float or double
-  S k2_student, k2_teacher;  // log2(e) / T
-  S k;                       // 1 / T of the student
-  S ratio;                   // T of the student / T of the teacher
+  S rate_student, rate_teacher;  // 1 / T over ln of the base
+  S k;                           // 1 / T of the student
+  S ratio;                       // T of the student / T of the teacher
 };
 
 template <class S> struct Normal {   // a normalised row pair
-  S offset_student, offset_teacher;  // log2 of an entry's exponential: z k2 + offset
+  S offset_student, offset_teacher;  // logarithm of an entry's exponential: z rate + offset
   S inverse_student, inverse_teacher;  // 1 / sum of exponentials
   S shift_student, shift_teacher, gap;  // d = ((z_s - shift_s) - ratio (z_t - shift_t)) k - gap
-  double log2_sum_student, log2_sum_teacher;
-  // -log-sum-exp in base 2; log p = ln2 (z k2 - lse)
-  double minus_lse_student() const { return offset_student - log2_sum_student; }
-  double minus_lse_teacher() const { return offset_teacher - log2_sum_teacher; }
+  double log_sum_student, log_sum_teacher;
   double forward, reverse;  // KL(p, q) and KL(q, p), right to about 1e-7 absolute, where they were asked for
+  S mean_log_ratio;         // of log e_s - log e_t under q, in the base, where the reverse KL was asked for; finite
+  bool defined;             // false where a softmax does not exist: NaN or +inf logits, or all of them -inf
 };
 
 // Stands for entries beyond the row's end: exponential 0, and differences of two of them stay finite.
@@ -77,9 +76,21 @@ template <class F> struct BlockSum {  // two slots, emptied into a double at the
   }
 };
 
+// In double there is no wider type to add blocks in; what a sum rounds away is kept beside it (Neumaier 1974).
+template <> struct BlockSum<double> {
+  double total = 0, sum = 0, lost = 0;
+  KD_HD void add(int, double x) {
+    const double s = sum + x;
+    lost += abs(sum) >= abs(x) ? (sum - s) + x : (x - s) + sum;
+    sum = s;
+  }
+  KD_HD void add_product(int slot, double a, double b) { add(slot, a * b); }
+  KD_HD void flush() { total = std::isfinite(sum) ? sum + lost : sum; }
+};
+
 struct ExponentialSums {
   double student, teacher;  // sum e_s, sum e_t
-  double forward, reverse;  // sum e_t (log2 e_t - log2 e_s), sum e_s (log2 e_s - log2 e_t)
+  double forward, reverse;  // sum e_t (log e_t - log e_s), sum e_s (log e_s - log e_t)
 };
 
 // Careful: an entry that is -inf on one side or both is given its limit. Without it such an entry, or an offset so low
@@ -88,15 +99,15 @@ template <class F, bool Forward, bool Reverse, bool Careful, class T, class S = 
 ExponentialSums exponentials(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, S offset_student,
                              S offset_teacher, S* es, S* et) {
   BlockSum<F> student, teacher, forward, reverse;
-  const F k2_s(k.k2_student), k2_t(k.k2_teacher), off_s(offset_student), off_t(offset_teacher), zero(S(0));
+  const F rate_s(k.rate_student), rate_t(k.rate_teacher), off_s(offset_student), off_t(offset_teacher), zero(S(0));
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot) KD_LAMBDA {
         __builtin_prefetch(zs + i + kPrefetch);
         __builtin_prefetch(zt + i + kPrefetch);
-        const F x = fma(load_row<F>(zs + i, count, kBeyond), k2_s, off_s);
-        const F y = fma(load_row<F>(zt + i, count, kBeyond), k2_t, off_t);
-        const F e_s = exp2(x), e_t = exp2(y);
+        const F x = fma(load_row<F>(zs + i, count, kBeyond), rate_s, off_s);
+        const F y = fma(load_row<F>(zt + i, count, kBeyond), rate_t, off_t);
+        const F e_s = power(x), e_t = power(y);
         student.add(slot, e_s);
         teacher.add(slot, e_t);
         const F d = y - x;
@@ -126,13 +137,13 @@ template <class F, class T> ScalarOf<F> row_max(const T* z, int64_t n) {
 // sum is in danger, and then the row is swept again from its true maximum.
 template <class F, bool Forward, bool Reverse, class T, class S = ScalarOf<F>>
 Normal<S> normalise(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, S* es, S* et) {
-  const double ln_2 = ln2<double>();
+  constexpr double kLn = kLnBase<S>;
   const int64_t head = n < kBlock<F> ? n : kBlock<F>;
   S top_s = row_max<F>(zs, head), top_t = row_max<F>(zt, head);
   Normal<S> r;
   const auto set_offsets = [&] {
-    r.offset_student = -top_s * k.k2_student;
-    r.offset_teacher = -top_t * k.k2_teacher;
+    r.offset_student = -top_s * k.rate_student;
+    r.offset_teacher = -top_t * k.rate_teacher;
   };
   const auto safe = [](double x) { return x > -1e30 && x < 1e30; };
   set_offsets();
@@ -144,16 +155,19 @@ Normal<S> normalise(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, 
     set_offsets();
     sum = exponentials<F, Forward, Reverse, true>(zs, zt, n, k, r.offset_student, r.offset_teacher, es, et);
   }
+  r.defined = sum.student >= 0.5 && sum.teacher >= 0.5 && safe(sum.student) && safe(sum.teacher);
   r.inverse_student = static_cast<S>(1 / sum.student);
   r.inverse_teacher = static_cast<S>(1 / sum.teacher);
-  r.log2_sum_student = std::log2(sum.student);
-  r.log2_sum_teacher = std::log2(sum.teacher);
-  r.forward = ln_2 * (sum.forward / sum.teacher + (r.log2_sum_student - r.log2_sum_teacher));
-  r.reverse = ln_2 * (sum.reverse / sum.student + (r.log2_sum_teacher - r.log2_sum_student));
+  r.log_sum_student = std::log(sum.student) / kLn;
+  r.log_sum_teacher = std::log(sum.teacher) / kLn;
+  const double mean = sum.reverse / sum.student;
+  r.mean_log_ratio = static_cast<S>(mean < kInfiniteMean ? mean : kInfiniteMean);
+  r.forward = kLn * (sum.forward / sum.teacher + (r.log_sum_student - r.log_sum_teacher));
+  r.reverse = kLn * (mean + (r.log_sum_teacher - r.log_sum_student));
 
-  // Log-sum-exp relative to the top logit; `offset` is not exactly -top k2, and the remainder belongs to the sum.
-  const double z_s = ln_2 * (r.log2_sum_student - (r.offset_student + double(top_s) * k.k2_student));
-  const double z_t = ln_2 * (r.log2_sum_teacher - (r.offset_teacher + double(top_t) * k.k2_teacher));
+  // Log-sum-exp relative to the top logit; `offset` is not exactly -top rate, and the remainder belongs to the sum.
+  const double z_s = kLn * (r.log_sum_student - (r.offset_student + double(top_s) * k.rate_student));
+  const double z_t = kLn * (r.log_sum_teacher - (r.offset_teacher + double(top_t) * k.rate_teacher));
   const double apart = (double(top_s) - double(k.ratio) * top_t) * k.k;
   // Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from its
   // own top, so that a large common offset on one side does not round the other side away.
@@ -171,28 +185,27 @@ template <class F, class T> struct EntryReader {
   const T* zt;
   const S* es;
   const S* et;
-  F inv_s, inv_t;
-  F shift_s, shift_t, ratio, rate, minus_gap;
-  F rate_s, rate_t, minus_lse_s, minus_lse_t;
+  F inv_s, inv_t, shift_s, shift_t, ratio, k, minus_gap;
+  F rate_s, rate_t, offset_s, offset_t, mean, ln_base;
 
   EntryReader(const T* zs, const T* zt, const Tempering<S>& k, const Normal<S>& r, const S* es, const S* et)
       : zs(zs), zt(zt), es(es), et(et), inv_s(r.inverse_student), inv_t(r.inverse_teacher), shift_s(r.shift_student),
-        shift_t(r.shift_teacher), ratio(k.ratio), rate(k.k), minus_gap(-r.gap),
-        rate_s(k.k2_student), rate_t(k.k2_teacher), minus_lse_s(static_cast<S>(r.minus_lse_student())),
-        minus_lse_t(static_cast<S>(r.minus_lse_teacher())) {}
+        shift_t(r.shift_teacher), ratio(k.ratio), k(k.k), minus_gap(-r.gap), rate_s(k.rate_student),
+        rate_t(k.rate_teacher), offset_s(r.offset_student), offset_t(r.offset_teacher), mean(r.mean_log_ratio),
+        ln_base(static_cast<S>(kLnBase<S>)) {}
 
-  template <Reads reads> KD_HD Pair<F> read(int64_t i, int count) const {
+  template <LogRatio log_ratio> KD_HD Pair<F> read(int64_t i, int count) const {
     const F zero(S(0));
-    Pair<F> v{Lanes<F>::load(et + i) * inv_t, Lanes<F>::load(es + i) * inv_s, zero, zero, zero};
-    if (reads == Reads::kLogRatio) {
+    Pair<F> v{Lanes<F>::load(et + i) * inv_t, Lanes<F>::load(es + i) * inv_s, zero};
+    if (log_ratio == LogRatio::kExact) {
       const F x = load_row<F>(zs + i, count, kBeyond) - shift_s;
       const F y = load_row<F>(zt + i, count, kBeyond) - shift_t;
-      v.d = select(max(v.p, v.q) > zero, fma(fnma(y, ratio, x), rate, minus_gap), zero);
+      v.d = select(max(v.p, v.q) > zero, fma(fnma(y, ratio, x), k, minus_gap), zero);
     }
-    if (reads == Reads::kLogProbabilities) {
-      const F floor(-1e30f);
-      v.log_p = max(fma(load_row<F>(zt + i, count, kBeyond), rate_t, minus_lse_t) * ln2<F>(), floor);
-      v.log_q = max(fma(load_row<F>(zs + i, count, kBeyond), rate_s, minus_lse_s) * ln2<F>(), floor);
+    if (log_ratio == LogRatio::kCentred) {
+      const F x = fma(load_row<F>(zs + i, count, kBeyond), rate_s, offset_s);
+      const F y = fma(load_row<F>(zt + i, count, kBeyond), rate_t, offset_t);
+      v.d = (finite(x - y) - mean) * ln_base;
     }
     return v;
   }
@@ -207,7 +220,7 @@ void refine_gap(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, Norm
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot) KD_LAMBDA {
-        residue.add(slot, Sides<F>(entries.template read<Reads::kLogRatio>(i, count)).difference());
+        residue.add(slot, Sides<F>(entries.template read<LogRatio::kExact>(i, count)).difference());
       },
       [&]() KD_LAMBDA { residue.flush(); });
   const double residue_sum = residue.total;
@@ -220,22 +233,22 @@ struct TermSums {
   double value, h;
 };
 
-// Second sweep. kStash leaves h in the teacher's exponentials; kGradient writes h_factor h + q_factor q.
+// Second sweep. kStash leaves h in the teacher's exponentials; kGradient, which knows their sum, writes the gradient.
 template <Emit emit, class F, class Divergence, class T, class U, class S = ScalarOf<F>>
 TermSums terms(const Divergence& divergence, const T* zs, const T* zt, int64_t n, const Tempering<S>& k,
-               const Normal<S>& r, const S* es, S* et, U* grad, S h_factor, S q_factor) {
+               const Normal<S>& r, const S* es, S* et, U* grad, S factor, S h_sum_known) {
   BlockSum<F> value, h_sum;
   const EntryReader<F, T> entries(zs, zt, k, r, es, et);
-  const F of_h(h_factor), of_q(q_factor);
+  const F scale(factor), minus_sum(-h_sum_known);
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot) KD_LAMBDA {
-        const Pair<F> v = entries.template read<Divergence::kReads>(i, count);
+        const Pair<F> v = entries.template read<Divergence::kLogRatio>(i, count);
         const Term<F> t = divergence(v);
         value.add(slot, t.value);
         if (emit != Emit::kGradient) h_sum.add(slot, t.h);
         if (emit == Emit::kStash) Lanes<F>::store(et + i, t.h);
-        if (emit == Emit::kGradient) store_row(grad + i, fma(t.h, of_h, v.q * of_q), count);
+        if (emit == Emit::kGradient) store_row(grad + i, fma(v.q, minus_sum, t.h) * scale, count);
       },
       [&]() KD_LAMBDA {
         value.flush();
@@ -244,32 +257,32 @@ TermSums terms(const Divergence& divergence, const T* zs, const T* zt, int64_t n
   return {value.total, h_sum.total};
 }
 
-// Third sweep: gradient = of_h h + of_e e_s.
+// Third sweep. The difference comes before the factor: where the student is certain of an entry it is exactly 0.
 template <class F, class U, class S = ScalarOf<F>>
-void combine(const S* h, const S* es, int64_t n, S h_factor, S e_factor, U* grad) {
-  const F of_h(h_factor), of_e(e_factor);
+void combine(const S* h, const S* es, int64_t n, S factor, S h_sum, S inverse_student, U* grad) {
+  const F scale(factor), minus_sum(-h_sum * inverse_student);
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int) KD_LAMBDA {
-        store_row(grad + i, fma(Lanes<F>::load(h + i), of_h, Lanes<F>::load(es + i) * of_e), count);
+        store_row(grad + i, fma(Lanes<F>::load(es + i), minus_sum, Lanes<F>::load(h + i)) * scale, count);
       },
       []() KD_LAMBDA {});
 }
 
 // -sum p log p in nats, from a row's exponentials.
 template <class F, class T, class S = ScalarOf<F>>
-double entropy(const T* z, int64_t n, S k2, S offset, const S* e, double log2_sum, S inverse) {
+double entropy(const T* z, int64_t n, S rate, S offset, const S* e, double log_sum, S inverse) {
   BlockSum<F> sum;
-  const F rate(k2), off(offset), zero(S(0));
+  const F k(rate), off(offset), zero(S(0));
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot) KD_LAMBDA {
         const F w = Lanes<F>::load(e + i);
-        const F x = fma(load_row<F>(z + i, count, kBeyond), rate, off);
+        const F x = fma(load_row<F>(z + i, count, kBeyond), k, off);
         sum.add_product(slot, w, select(w > zero, x, zero));
       },
       [&]() KD_LAMBDA { sum.flush(); });
-  return ln2<double>() * (log2_sum - sum.total * double(inverse));
+  return kLnBase<S> * (log_sum - sum.total * double(inverse));
 }
 
 KD_END

@@ -55,10 +55,11 @@ KD_HD F32x8 exponent(F32x8 a) {
 KD_HD F32x8 exp2(F32x8 a) {
   const F32x8 n = _mm256_floor_ps(a.v);
   const F32x8 f = a - n;
-  F32x8 p = fma(f, F32x8(0.00188938051f), F32x8(0.00896712579f));
-  p = fma(f, p, F32x8(0.0558372587f));
-  p = fma(f, p, F32x8(0.240153879f));
-  p = fma(f, p, F32x8(0.693152189f));
+  F32x8 p = fma(f, F32x8(0.000218761663f), F32x8(0.00124221062f));
+  p = fma(f, p, F32x8(0.00967644248f));
+  p = fma(f, p, F32x8(0.0554871634f));
+  p = fma(f, p, F32x8(0.240228251f));
+  p = fma(f, p, F32x8(0.693147182f));
   p = fma(f, p, F32x8(1.0f));
   return select(a < F32x8(-126.0f), F32x8(0.0f), p * pow2(min(n, F32x8(128.0f))));
 }

@@ -47,10 +47,11 @@ KD_HD uint32_t mask_bits(Mask16 m) { return m.v; }
 // an infinite a and VSCALEFPS takes 2^-inf to 0, so -inf logits cost nothing.
 KD_HD F32x16 exp2(F32x16 a) {
   const F32x16 f = _mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF);
-  F32x16 p = fma(f, F32x16(0.00188938051f), F32x16(0.00896712579f));
-  p = fma(f, p, F32x16(0.0558372587f));
-  p = fma(f, p, F32x16(0.240153879f));
-  p = fma(f, p, F32x16(0.693152189f));
+  F32x16 p = fma(f, F32x16(0.000218761663f), F32x16(0.00124221062f));
+  p = fma(f, p, F32x16(0.00967644248f));
+  p = fma(f, p, F32x16(0.0554871634f));
+  p = fma(f, p, F32x16(0.240228251f));
+  p = fma(f, p, F32x16(0.693147182f));
   p = fma(f, p, F32x16(1.0f));
   return _mm512_scalef_ps(p.v, a.v);
 }

@@ -28,6 +28,11 @@ template <class F> using ScalarOf = typename Traits<F>::Scalar;
 template <class F> KD_HD F ln2() { return F(ScalarOf<F>(0.69314718055994530942)); }
 template <class F> KD_HD F log2_e() { return F(ScalarOf<F>(1.44269504088896340736)); }
 
+// Exponentials are powers of 2 in single precision, the one every target has an instruction or two for, and of e in
+// double, where a temperature of 1 then leaves z - top unrounded.
+template <class S> constexpr double kLnBase = 0.69314718055994530942;
+template <> inline constexpr double kLnBase<double> = 1;
+
 // e^-x is zero beside 1 from here on, and 2^(-x log2 e) is still a normal number.
 template <class S> constexpr S kFarDecay = S(87);
 template <> inline constexpr double kFarDecay<double> = 708;
@@ -46,7 +51,10 @@ KD_HD float select(bool m, float a, float b) { return m ? a : b; }
 KD_HD double select(bool m, double a, double b) { return m ? a : b; }
 KD_HD float round(float a) { return std::rintf(a); }
 KD_HD float exp2(float a) { return std::exp2(a); }
-KD_HD double exp2(double a) { return std::exp2(a); }
+
+// The power of that base.
+template <class F> KD_HD F power(F x) { return exp2(x); }
+template <> KD_HD double power(double x) { return std::exp(x); }
 
 // 2^n for an integral n in [-126, 127].
 KD_HD float pow2(float n) {

@@ -12,7 +12,7 @@ KD_BEGIN
 
 // Forward and Reverse say which weights can be other than zero.
 template <class F, bool Forward, bool Reverse> struct Kl {
-  static constexpr Reads kReads = Reads::kLogRatio;
+  static constexpr LogRatio kLogRatio = LogRatio::kExact;
   F forward, reverse;  // weights
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
@@ -34,15 +34,16 @@ template <class F, bool Forward, bool Reverse> struct Kl {
   }
 };
 
-// The gradient alone: the value of a far row is known from the first sweep.
+// Far rows have their value from the first sweep, and the mean of d under q, of which the gradient needs the rest: h here
+// is less q sum h.
 template <class F, bool Forward, bool Reverse> struct FarKl {
-  static constexpr Reads kReads = Reverse ? Reads::kLogRatio : Reads::kProbabilities;
+  static constexpr LogRatio kLogRatio = Reverse ? LogRatio::kCentred : LogRatio::kNone;
   F forward, reverse;
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
     F h = F(0.0f);
     if (Forward) h = Reverse ? forward * (v.q - v.p) : v.q - v.p;
-    if (Reverse) h = fma(Forward ? reverse * v.q : v.q, finite(v.d), h);
+    if (Reverse) h = fma(Forward ? reverse * v.q : v.q, v.d, h);
     return {F(0.0f), h};
   }
 };

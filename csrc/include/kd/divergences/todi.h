@@ -12,17 +12,20 @@
 KD_BEGIN
 
 template <class F, bool UnitBeta> struct Todi {
-  static constexpr Reads kReads = Reads::kLogRatio;
+  static constexpr LogRatio kLogRatio = LogRatio::kExact;
   F beta;
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
     const Sides<F> s(v);
     const F zero = F(0.0f), one = F(1.0f);
-    const F beta_expm1 = UnitBeta ? s.expm1 : decay(min(beta * s.x, F(kFarDecay<ScalarOf<F>>))).expm1;
-    const F e = beta_expm1 + one;                                    // e^-beta x
-    const F sigmoid = one / (e + one);                               // 1 / (1 + e^-beta x)
-    const F joint = fma(s.expm1, beta_expm1, s.expm1 + beta_expm1);  // e^-(1 + beta) x - 1
-    const F r = UnitBeta ? zero - s.expm1 : zero - joint * sigmoid;
+    F e = s.ratio, r = zero - s.expm1;  // at beta = 1
+    if (!UnitBeta) {
+      const Decay<F> power = decay(min(beta * finite(s.x), F(kFarDecay<ScalarOf<F>>)));
+      e = power.exp;  // e^-beta x
+      r = zero - fma(s.expm1, power.expm1, s.expm1 + power.expm1);  // 1 - e^-(1 + beta) x
+    }
+    const F sigmoid = one / (e + one);
+    if (!UnitBeta) r = r * sigmoid;
     const F step = s.big * r;
     const F q_weight = select(s.below, e * sigmoid, sigmoid);  // 1 - w
     return {step * s.x, fma(q_weight * v.q, finite(v.d), select(s.below, zero - step, step))};
@@ -30,7 +33,7 @@ template <class F, bool UnitBeta> struct Todi {
 };
 
 template <class F, bool UnitBeta> struct FarTodi {
-  static constexpr Reads kReads = Reads::kLogRatio;
+  static constexpr LogRatio kLogRatio = LogRatio::kExact;
   F beta;
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
@@ -39,7 +42,7 @@ template <class F, bool UnitBeta> struct FarTodi {
     if (UnitBeta) {
       q_weight = v.q / positive(v.p + v.q);
     } else {
-      const F e = exp2(F(0.0f) - beta * abs(v.d) * log2_e<F>());
+      const F e = power(beta * abs(finite(v.d)) * F(ScalarOf<F>(-1 / kLnBase<ScalarOf<F>>)));
       q_weight = select(v.d <= F(0.0f), e, one) / (e + one);
     }
     const F step = fnma(one - q_weight, v.p, q_weight * v.q);  // (1 - w) q - w p

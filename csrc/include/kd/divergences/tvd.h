@@ -12,12 +12,12 @@ template <class F> KD_HD Term<F> tvd_term(F difference, F q) {  // difference = 
 }
 
 template <class F> struct Tvd {
-  static constexpr Reads kReads = Reads::kLogRatio;
+  static constexpr LogRatio kLogRatio = LogRatio::kExact;
   KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(Sides<F>(v).difference(), v.q); }
 };
 
 template <class F> struct FarTvd {
-  static constexpr Reads kReads = Reads::kProbabilities;
+  static constexpr LogRatio kLogRatio = LogRatio::kNone;
   KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(v.q - v.p, v.q); }
 };
 
