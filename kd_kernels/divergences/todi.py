@@ -25,7 +25,8 @@ class ToDi(Divergence):
         forward = log_ratio(log_p, log_q)  # log p - log q where p > 0
         reverse = log_ratio(log_q, log_p)  # log q - log p where q > 0
         p, q = log_p.exp(), log_q.exp()
-        w = torch.sigmoid(self.beta * torch.where(p > 0, forward, -reverse)).detach()
+        d = torch.where(p > 0, forward, -reverse).clamp(-1e30, 1e30)  # finite, as beta may be 0
+        w = torch.sigmoid(self.beta * d).detach()
         return (w * p * forward + (1 - w) * q * reverse).sum(-1)
 
     @property

@@ -20,7 +20,7 @@ def pow2(n):
 
 @triton.jit
 def decay(x):
-    """e^-x - 1 and e^-x - 1 + x, to relative precision, for 0 <= x <= FAR_DECAY."""
+    """e^-x, e^-x - 1 and e^-x - 1 + x, each to relative precision, for 0 <= x <= FAR_DECAY."""
     n = tl.floor(0.5 - x * LOG2_E)
     r = tl.fma(n, -0.693359375, -x)
     r = tl.fma(n, 2.12194440e-4, r)
@@ -31,25 +31,26 @@ def decay(x):
     rr = r * r * q
     s = pow2(n)
     s1 = s - 1.0
-    return tl.fma(s, r + rr, s1), tl.fma(s, rr, tl.fma(s1, r + 1.0, r + x))
+    return tl.fma(s, r + rr, s), tl.fma(s, r + rr, s1), tl.fma(s, rr, tl.fma(s1, r + 1.0, r + x))
 
 
 @triton.jit
 def log_bend(f):
     """f - log(1 + f) for sqrt(1/2) - 1 <= f <= sqrt(2) - 1."""
-    r = tl.fma(f, -0.0886515602, 0.141712606)
-    r = tl.fma(f, r, -0.148174062)
-    r = tl.fma(f, r, 0.165879086)
-    r = tl.fma(f, r, -0.199733689)
-    r = tl.fma(f, r, 0.250010699)
-    r = tl.fma(f, r, -0.333336413)
+    r = tl.fma(f, 0.0750829875, -0.127630308)
+    r = tl.fma(f, r, 0.13201119)
+    r = tl.fma(f, r, -0.142029911)
+    r = tl.fma(f, r, 0.166196704)
+    r = tl.fma(f, r, -0.20001173)
+    r = tl.fma(f, r, 0.250009656)
+    r = tl.fma(f, r, -0.333333313)
     r = tl.fma(f, r, 0.5)
     return f * f * r
 
 
 @triton.jit
 def log1p(y):
-    """log(1 + y) and y - log(1 + y), to relative precision, for -1 < y <= 0."""
+    """log(1 + y) and y - log(1 + y), to relative precision, for y > -1."""
     bits = tl.maximum(y + 1.0, TINY).to(tl.int32, bitcast=True)
     n = (bits - 0x3F3504F3) >> 23  # 1 + y = 2^n m, sqrt(1/2) <= m < sqrt(2)
     near = n == 0

@@ -4,49 +4,48 @@ import triton
 import triton.language as tl
 
 from kd_kernels.backends.triton.divergences.akl import head_weight
-from kd_kernels.backends.triton.divergences.jsd import jsd_far, jsd_near
+from kd_kernels.backends.triton.divergences.jsd import jsd_term
 from kd_kernels.backends.triton.divergences.kl import kl_far, kl_near
-from kd_kernels.backends.triton.divergences.mixture_kl import mixture_kl_far, mixture_kl_near
+from kd_kernels.backends.triton.divergences.mixture_kl import mixture_kl_term
 from kd_kernels.backends.triton.divergences.todi import todi_far, todi_near
 from kd_kernels.backends.triton.divergences.tvd import tvd_far, tvd_near
 from kd_kernels.backends.triton.elementary import LN2, LOG2_E
-from kd_kernels.backends.triton.row_sweeps import gap_residue, log_probabilities, log_ratio, normalise, probabilities
-from kd_kernels.backends.triton.sides import INFINITE_SUM
+from kd_kernels.backends.triton.row_sweeps import centred_log_ratio, gap_residue, log_ratio, normalise, probabilities
 
 # From this value on a difference of fp32 sums or probabilities, right to 1e-7 absolute, is as good as any fp32 result.
 FAR_ROW = tl.constexpr(1.0 / 64)
 
 
 @triton.jit
-def _near_term(p, q, d, a, b, FAMILY: tl.constexpr, FORWARD: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr):
+def _term(
+    p, q, x, y, state, a, b, NEAR: tl.constexpr, FAMILY: tl.constexpr, FORWARD: tl.constexpr, REVERSE: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """value and h of an entry; a far KL has no value here, its row has."""
     if FAMILY == "kl" or FAMILY == "akl":
-        return kl_near(p, q, d, a, b, FORWARD, REVERSE)
-    elif FAMILY == "jsd":
-        return jsd_near(p, q, d, a)
-    elif FAMILY == "teacher_mixture":
-        return mixture_kl_near(p, q, d, a, False)
-    elif FAMILY == "student_mixture":
-        return mixture_kl_near(p, q, d, a, True)
-    elif FAMILY == "tvd":
-        return tvd_near(p, q, d)
-    else:
-        return todi_near(p, q, d, a, UNIT)
-
-
-@triton.jit
-def _far_term(p, q, x, y, state, a, FAMILY: tl.constexpr, UNIT: tl.constexpr):
-    if FAMILY == "tvd":
-        return tvd_far(p, q)
-    elif FAMILY == "todi":
-        return todi_far(p, q, log_ratio(p, q, x, y, state), a, UNIT)
-    else:
-        log_p, log_q = log_probabilities(x, y, state)
-        if FAMILY == "jsd":
-            return jsd_far(p, q, log_p, log_q, a)
-        elif FAMILY == "teacher_mixture":
-            return mixture_kl_far(p, q, log_p, log_q, a, False)
+        if NEAR:
+            return kl_near(p, q, log_ratio(p, q, x, y, state), a, b, FORWARD, REVERSE)
         else:
-            return mixture_kl_far(p, q, log_p, log_q, a, True)
+            d = centred_log_ratio(x, y, state) if REVERSE else p
+            return p, kl_far(p, q, d, a, b, FORWARD, REVERSE)
+    elif FAMILY == "tvd":
+        if NEAR:
+            return tvd_near(p, q, log_ratio(p, q, x, y, state))
+        else:
+            return tvd_far(p, q)
+    elif FAMILY == "todi":
+        if NEAR:
+            return todi_near(p, q, log_ratio(p, q, x, y, state), a, UNIT)
+        else:
+            return todi_far(p, q, log_ratio(p, q, x, y, state), a, UNIT)
+    else:
+        d = log_ratio(p, q, x, y, state) if NEAR else p
+        if FAMILY == "jsd":
+            return jsd_term(p, q, d, a, NEAR)
+        elif FAMILY == "teacher_mixture":
+            return mixture_kl_term(p, q, d, a, False, NEAR)
+        else:
+            return mixture_kl_term(p, q, d, a, True, NEAR)
 
 
 @triton.jit
@@ -59,10 +58,7 @@ def _sums(
     h_sum = tl.zeros([BLOCK], tl.float32)
     for start in range(0, columns, BLOCK):
         p, q, x, y = probabilities(zs, zt, start + tl.arange(0, BLOCK), columns, state)
-        if NEAR:
-            value, h = _near_term(p, q, log_ratio(p, q, x, y, state), a, b, FAMILY, FORWARD, REVERSE, UNIT)
-        else:
-            value, h = _far_term(p, q, x, y, state, a, FAMILY, UNIT)
+        value, h = _term(p, q, x, y, state, a, b, NEAR, FAMILY, FORWARD, REVERSE, UNIT)
         value_sum += value
         h_sum += h
     return tl.sum(value_sum, axis=0), tl.sum(h_sum, axis=0)
@@ -77,13 +73,7 @@ def _gradient(
     for start in range(0, columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         p, q, x, y = probabilities(zs, zt, offsets, columns, state)
-        if NEAR:
-            _, h = _near_term(p, q, log_ratio(p, q, x, y, state), a, b, FAMILY, FORWARD, REVERSE, UNIT)
-        elif FAMILY == "kl" or FAMILY == "akl":
-            d = log_ratio(p, q, x, y, state) if REVERSE else p
-            h = kl_far(p, q, d, a, b, FORWARD, REVERSE)
-        else:
-            _, h = _far_term(p, q, x, y, state, a, FAMILY, UNIT)
+        _, h = _term(p, q, x, y, state, a, b, NEAR, FAMILY, FORWARD, REVERSE, UNIT)
         result = factor * tl.fma(-q, h_sum, h)
         tl.store(gradient + offsets, result.to(gradient.dtype.element_ty), mask=offsets < columns)
 
@@ -93,31 +83,29 @@ def _near_row(
     zs, zt, gradient, columns, state, a, b, factor, GRADIENT: tl.constexpr, FAMILY: tl.constexpr,
     FORWARD: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    k2_s, k2_t, off_s, off_t, inv_s, inv_t, log_s, log_t, shift_s, shift_t, ratio, rate, gap = state
+    k2_s, k2_t, off_s, off_t, inv_s, inv_t, shift_s, shift_t, ratio, rate, gap, mean = state
     # e^-residue by which the student's probabilities are off: log1p, whose argument is near 0.
     residue = gap_residue(zs, zt, columns, state, BLOCK)
     correction = residue * (1.0 - residue * (0.5 - residue * 0.333333333))
     gap = tl.where(tl.abs(residue) < 1e-2, gap + correction, gap)
-    state = (k2_s, k2_t, off_s, off_t, inv_s, inv_t, log_s, log_t, shift_s, shift_t, ratio, rate, gap)
+    state = (k2_s, k2_t, off_s, off_t, inv_s, inv_t, shift_s, shift_t, ratio, rate, gap, mean)
     value, h_sum = _sums(zs, zt, columns, state, a, b, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
     if GRADIENT:
-        _gradient(
-            zs, zt, gradient, columns, state, a, b, factor, h_sum, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK
-        )
+        _gradient(zs, zt, gradient, columns, state, a, b, factor, h_sum, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
     return value
 
 
 @triton.jit
 def _entropies(zs, zt, columns, state, BLOCK: tl.constexpr):
     """-sum q log q and -sum p log p, in nats."""
-    k2_s, k2_t, off_s, off_t, _, _, log_s, log_t, _, _, _, _, _ = state
+    k2_s, k2_t, off_s, off_t, inv_s, inv_t, _, _, _, _, _, _ = state
     sum_s = tl.zeros([BLOCK], tl.float32)
     sum_t = tl.zeros([BLOCK], tl.float32)
     for start in range(0, columns, BLOCK):
         p, q, x, y = probabilities(zs, zt, start + tl.arange(0, BLOCK), columns, state)
         sum_s = tl.fma(q, tl.where(q > 0, tl.fma(x, k2_s, off_s), 0.0), sum_s)
         sum_t = tl.fma(p, tl.where(p > 0, tl.fma(y, k2_t, off_t), 0.0), sum_t)
-    return log_s - tl.sum(sum_s, axis=0) * LN2, log_t - tl.sum(sum_t, axis=0) * LN2
+    return -(tl.log2(inv_s) + tl.sum(sum_s, axis=0)) * LN2, -(tl.log2(inv_t) + tl.sum(sum_t, axis=0)) * LN2
 
 
 @triton.jit
@@ -168,6 +156,9 @@ def divergence_row_kernel(
             zs, zt, columns, inverse_temperature_s * LOG2_E, inverse_temperature_t * LOG2_E, inverse_temperature_s,
             inverse_temperature_t / inverse_temperature_s, FORWARD, REVERSE, BLOCK,
         )  # fmt: skip
+        # 0, or NaN where a softmax does not exist. Minima and maxima drop a NaN, and so may a near row: it must show.
+        poison = 0.0 * (state[4] + state[5])
+        factor += poison
         if ENTROPY:
             entropy_s, entropy_t = _entropies(zs, zt, columns, state, BLOCK)
             tl.store(entropy + row, entropy_s)
@@ -178,12 +169,11 @@ def divergence_row_kernel(
             if FAMILY == "akl":
                 a = head_weight(zs, zt, columns, state, a, KEY_BITS, BLOCK)
                 b = 1.0 - a
-            # The sum of h is known, and far rows have their value. A weight of 0 leaves its side out even where that
+            # Far rows have their value, and their h is less q sum h. A weight of 0 leaves its side out even where that
             # is infinite.
             result = 0.0
             if REVERSE:
                 result = tl.where(b > 0, b * reverse, 0.0)
-                h_sum = tl.minimum(result, INFINITE_SUM)
             if FORWARD:
                 result += tl.where(a > 0, a * forward, 0.0)
             near = result < FAR_ROW
@@ -203,7 +193,7 @@ def divergence_row_kernel(
             _gradient(
                 zs, zt, gradient, columns, state, a, b, factor, h_sum, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK
             )
-        tl.store(value + row, row_weight * scale * tl.where(result < 0, 0.0, result))
+        tl.store(value + row, row_weight * scale * tl.where(result < 0, 0.0, result) + poison)
         if GRADIENT:
             _clear(gradient, columns, width, BLOCK)
 

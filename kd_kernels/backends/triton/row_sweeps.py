@@ -4,7 +4,7 @@ them.
 A row's scalars travel as one tuple, `state` (constants stand on the right of products: the interpreter wants a tensor on
 the left):
     k2_s, k2_t   log2(e) / T                     off_s, off_t   log2 of an entry's exponential is z k2 + off
-    inv_s, inv_t  1 / sum of exponentials         log_s, log_t   log of those sums
+    inv_s, inv_t  1 / sum of exponentials
     shift_s, shift_t, ratio, rate, gap            d = ((z_s - shift_s) - ratio (z_t - shift_t)) rate - gap
 """
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kd_kernels.backends.triton.elementary import LN2
-from kd_kernels.backends.triton.sides import difference
+from kd_kernels.backends.triton.sides import INFINITE_MEAN, difference, finite
 
 BEYOND = tl.constexpr(-1e30)  # stands for entries beyond the row's end: exponential 0, differences finite
 NEAR_HEIGHT = tl.constexpr(64.0)
@@ -96,6 +96,7 @@ def normalise(
             zs, zt, columns, k2_s, k2_t, off_s, off_t, FORWARD, REVERSE, True, BLOCK
         )
     log2_ratio = tl.log2(sum_s / sum_t)
+    mean = tl.minimum(reverse / sum_s, INFINITE_MEAN)
     forward = (forward / sum_t + log2_ratio) * LN2
     reverse = (reverse / sum_s - log2_ratio) * LN2
 
@@ -109,8 +110,7 @@ def normalise(
     shift_s = tl.where(near, 0.0, top_s)
     shift_t = tl.where(near, 0.0, top_t)
     state = (
-        k2_s, k2_t, off_s, off_t, 1.0 / sum_s, 1.0 / sum_t, tl.log2(sum_s) * LN2, tl.log2(sum_t) * LN2,
-        shift_s, shift_t, ratio, rate, gap,
+        k2_s, k2_t, off_s, off_t, 1.0 / sum_s, 1.0 / sum_t, shift_s, shift_t, ratio, rate, gap, mean,
     )  # fmt: skip
     return state, forward, reverse
 
@@ -118,7 +118,7 @@ def normalise(
 @triton.jit
 def probabilities(zs, zt, offsets, columns, state):
     """p, q and the logits they come from."""
-    k2_s, k2_t, off_s, off_t, inv_s, inv_t, _, _, _, _, _, _, _ = state
+    k2_s, k2_t, off_s, off_t, inv_s, inv_t, _, _, _, _, _, _ = state
     x = load_row(zs, offsets, columns)
     y = load_row(zt, offsets, columns)
     return tl.exp2(tl.fma(y, k2_t, off_t)) * inv_t, tl.exp2(tl.fma(x, k2_s, off_s)) * inv_s, x, y
@@ -127,18 +127,16 @@ def probabilities(zs, zt, offsets, columns, state):
 @triton.jit
 def log_ratio(p, q, x, y, state):
     """d = log q - log p; +-inf where one side is -inf, 0 where p = q = 0."""
-    _, _, _, _, _, _, _, _, shift_s, shift_t, ratio, rate, gap = state
+    _, _, _, _, _, _, shift_s, shift_t, ratio, rate, gap, _ = state
     d = tl.fma(tl.fma(-ratio, y - shift_t, x - shift_s), rate, -gap)
     return tl.where(tl.maximum(p, q) > 0, d, 0.0)
 
 
 @triton.jit
-def log_probabilities(x, y, state):
-    """log p, log q, bounded below so that 0 log 0 is 0."""
-    k2_s, k2_t, off_s, off_t, _, _, log_s, log_t, _, _, _, _, _ = state
-    log_p = tl.fma(tl.fma(y, k2_t, off_t), LN2, -log_t)
-    log_q = tl.fma(tl.fma(x, k2_s, off_s), LN2, -log_s)
-    return tl.maximum(log_p, BEYOND), tl.maximum(log_q, BEYOND)
+def centred_log_ratio(x, y, state):
+    """d less its mean under q, taken from the sum of the very same floats: it vanishes where q is certain."""
+    k2_s, k2_t, off_s, off_t, _, _, _, _, _, _, _, mean = state
+    return (finite(tl.fma(x, k2_s, off_s) - tl.fma(y, k2_t, off_t)) - mean) * LN2
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def order_key(z):
 @triton.jit
 def head_weight(zs, zt, columns, state, mu, KEY_BITS: tl.constexpr, BLOCK: tl.constexpr):
     """g_head / (g_head + g_tail). KEY_BITS: leading bits of the key that can differ between logits of their dtype."""
-    _, k2_t, _, off_t, _, inv_t, _, _, _, _, _, _, _ = state
+    _, k2_t, _, off_t, _, inv_t, _, _, _, _, _, _ = state
     # The largest key with more than mu of the mass at or above it, built from its highest bits down.
     crossing = tl.zeros([], tl.uint32)
     unit = tl.full([], 1 << 30, tl.uint32)

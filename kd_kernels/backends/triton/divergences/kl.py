@@ -8,7 +8,7 @@ from kd_kernels.backends.triton.sides import finite, sides
 
 @triton.jit
 def kl_near(p, q, d, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.constexpr):
-    below, big, x, x_far, expm1, phi, psi = sides(p, q, d)
+    below, big, x, x_far, _ratio, expm1, phi, psi = sides(p, q, d)
     phi = phi + (x - x_far)  # infinite for an entry that one side forbids
     value = tl.zeros_like(p)
     h = tl.zeros_like(p)
@@ -25,11 +25,11 @@ def kl_near(p, q, d, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.conste
 
 
 @triton.jit
-def kl_far(p, q, d, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.constexpr):
-    """The gradient alone: the value of a far row is known from the first sweep."""
+def kl_far(p, q, d_less_mean, forward, reverse, FORWARD: tl.constexpr, REVERSE: tl.constexpr):
+    """h less q sum h. Far rows have their value from the first sweep, and the mean of d under q."""
     h = tl.zeros_like(p)
     if FORWARD:
         h += forward * (q - p)
     if REVERSE:
-        h = tl.fma(reverse * q, finite(d), h)
+        h = tl.fma(reverse * q, d_less_mean, h)
     return h
