@@ -1,0 +1,33 @@
+"""Settings of the whole suite. Without a GPU Triton's kernels run in its interpreter, which must be chosen before they
+are imported."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("fuzz", deadline=None, max_examples=2000)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seed(request):
+    """A seed of its own for every test, whatever the order they run in."""
+    torch.manual_seed(int(hashlib.sha256(request.node.nodeid.encode()).hexdigest(), 16) % 2**31)
+
+
+@pytest.fixture
+def nan_in_fresh_memory():
+    """torch.empty returns NaN, so that an output that was not written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)

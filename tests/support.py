@@ -1,0 +1,34 @@
+"""What the test modules share."""
+
+import pytest
+import torch
+
+import kd_kernels as kd
+from kd_kernels.divergences import Divergence
+
+GPU = torch.cuda.is_available()
+
+# Each kind at its default and at parameters that take other paths.
+KINDS: list[Divergence] = [
+    kd.ForwardKL(), kd.ReverseKL(), kd.Jeffreys(), kd.JSD(), kd.JSD(0.1), kd.JSD(0.9), kd.JSTeacher(), kd.JSTeacher(0.15),
+    kd.JSStudent(), kd.JSStudent(0.85), kd.TVD(), kd.SkewForwardKL(), kd.SkewReverseKL(), kd.SkewReverseKL(0.5),
+    kd.ToDi(), kd.ToDi(2.0), kd.ToDi(0.0), kd.AKL(), kd.AKL(0.9), kd.AKL(0.0),
+]  # fmt: skip
+DEFAULTS = [cls() for cls in kd.KINDS.values()]
+COMPILED = ["cpu", "triton"]
+
+
+def name(kind: Divergence) -> str:
+    return repr(kind).replace("()", "")
+
+
+def on_device(backend: str, *tensors):
+    """The tensors where the backend runs."""
+    device = "cuda" if backend == "triton" and GPU else "cpu"
+    moved = tuple(x.to(device) for x in tensors)
+    return moved if len(moved) > 1 else moved[0]
+
+
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=name)
+each_default = pytest.mark.parametrize("kind", DEFAULTS, ids=name)
+each_backend = pytest.mark.parametrize("backend", COMPILED)
