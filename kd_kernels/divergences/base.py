@@ -44,8 +44,11 @@ class Divergence:
 
 
 def log_ratio(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """log a - log b where a > 0, else 0: the factor of a in a sum, whose limit at a = 0 is 0."""
-    live = log_a > -math.inf
+    """log a - log b where a > 0, else 0: the factor of a in a sum, whose limit at a = 0 is 0.
+
+    An `a` that underflows counts as 0, also against b = 0.
+    """
+    live = log_a.exp() > 0
     return torch.where(live, log_a, 0) - torch.where(live, log_b, 0)
 
 
