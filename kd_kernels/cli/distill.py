@@ -16,7 +16,8 @@ vocabulary of 151,936 entries, and a small teacher that is trained first and kep
 
 In --out: config.json, metrics.jsonl (one object a step), checkpoint.safetensors, plot.png, result.json (held-out text
 before and after) and student/, which AutoModelForCausalLM loads. Ctrl-C stops after the step under way; the same
-command with --resume goes on from there and ends with the same student."""
+command with --resume goes on from there, after SIGKILL from the last checkpoint, and ends with the same student: on a
+CPU, with as many threads, bit for bit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +67,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (%(default)s)")
     group.add_argument("--seed", type=int, metavar="N", help="(%(default)s)")
     group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (PyTorch's; 1 for the built-in models)")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the teacher (%(default)s)")
     group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
 

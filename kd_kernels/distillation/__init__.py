@@ -1,0 +1,1 @@
+"""Distillation of one causal language model into another: what `kd-kernels distill` runs."""

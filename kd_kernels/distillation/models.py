@@ -1,0 +1,88 @@
+"""Models and tokenizers of Hugging Face."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from kd_kernels.distillation.batches import derive_seed
+from kd_kernels.distillation.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A frozen teacher, a student to train, and the tokenizer that they share."""
+
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or id. A directory never needs the network."""
+    return AutoTokenizer.from_pretrained(name, local_files_only=_is_directory(name))
+
+
+def load_model(name: str, dtype: str, device: str) -> PreTrainedModel:
+    """The causal language model of a model directory or id."""
+    local = _is_directory(name)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), local_files_only=local).to(device)
+
+
+def load_teacher(name: str, settings: Settings) -> PreTrainedModel:
+    return load_model(name, settings.dtype, settings.device).eval().requires_grad_(False)
+
+
+def load_pair(settings: Settings) -> Pair:
+    """The models that the settings name, checked to share their tokens."""
+    torch.manual_seed(derive_seed(settings.seed, "student"))  # for weights that the student's files may lack
+    pair = Pair(
+        load_teacher(settings.teacher, settings),
+        load_model(settings.student, "float32", settings.device),
+        load_tokenizer(settings.teacher),
+    )
+    _check(pair, load_tokenizer(settings.student))
+    return pair
+
+
+def _check(pair: Pair, student_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that the tokenizers agree and both models know their tokens; padding beyond them may differ."""
+    ours, theirs = student_tokenizer.get_vocab(), pair.tokenizer.get_vocab()
+    if ours != theirs:
+        differ = len(dict(ours.items() ^ theirs.items()))
+        raise ValueError(
+            f"student and teacher must have the same tokenizer; of their {len(ours)} and {len(theirs)} tokens "
+            f"{differ} differ"
+        )
+    needed = max(ours.values()) + 1
+    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
+        size = model.config.get_text_config().vocab_size
+        if size < needed:
+            raise ValueError(f"the {role}'s vocabulary must have the {needed} entries of its tokenizer, got {size}")
+
+
+def _is_directory(name: str) -> bool:
+    """Whether the name is a directory rather than an id such as `Qwen/Qwen3-0.6B`."""
+    if Path(name).is_dir():
+        return True
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"{name} is not a model directory")
+    return False
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: list[dict]) -> str:
+    """A conversation as the tokenizer's chat template writes it."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise ValueError("'messages' need a tokenizer with a chat template; the teacher's has none")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # a template is a program; it may raise anything
+        raise ValueError(f"the chat template fails: {error}") from None
+
+
+def keep_quiet() -> None:
+    """Leaves the console to us."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

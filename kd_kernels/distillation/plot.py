@@ -1,0 +1,36 @@
+"""The curves of a run as one picture."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+MEMORY = {"peak_rss_mb": "peak resident memory (MiB)", "peak_cuda_mb": "peak GPU memory (MiB)"}
+
+
+def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Loss, throughput and memory over the steps of `metrics.jsonl`, as PNG."""
+    steps = [r for r in records if "loss" in r]
+    evaluations = [r for r in records if "eval" in r]
+    memory = next(name for name in MEMORY if name in steps[0])
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    loss, speed, peak = figure.subplots(3, sharex=True)
+    figure.suptitle(title)
+
+    x = [r["step"] for r in steps]
+    loss.plot(x, [r["loss"] for r in steps], label="training loss")
+    loss.plot(
+        [r["step"] for r in evaluations], [r["eval"]["forward_kl"] for r in evaluations],
+        "o", label="held-out forward KL to the teacher",
+    )  # fmt: skip
+    loss.set_ylabel("loss (nats/token)")
+    loss.legend()
+    speed.plot(x, [r["tokens_per_s"] for r in steps], color="tab:green")
+    speed.set_ylabel("throughput (tokens/s)")
+    peak.plot(x, [r[memory] for r in steps], color="tab:red")
+    peak.set_ylabel(MEMORY[memory])
+    peak.set_xlabel("step")
+    for axes in (loss, speed, peak):
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, format="png", dpi=120)

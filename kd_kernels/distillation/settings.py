@@ -1,0 +1,104 @@
+"""What a run was asked to do."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import kd_kernels
+from kd_kernels import Divergence
+
+PARAMETERS = ("beta", "alpha", "mu")
+# Defaults that depend on the models: the built-in pair learns from scratch in minutes, others are trained already.
+# Models this small gain little from a second thread and lose much to it where another process wants its core.
+BUILT_IN = {"seq_len": 32, "batch_size": 4, "steps": 150, "lr": 1e-2, "threads": 1}
+GIVEN = {"seq_len": 512, "batch_size": 8, "steps": 1000, "lr": 5e-5}
+
+AT_LEAST_ONE = ("seq_len", "steps", "batch_size", "accumulate", "save_every", "eval_blocks", "threads")
+NOT_NEGATIVE = ("ce_weight", "warmup", "weight_decay", "seed", "eval_every")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `kd-kernels distill`, which explains them; `resolve` decides what is None."""
+
+    teacher: str | None = None
+    student: str | None = None
+    data: str | None = None
+    seq_len: int | None = None
+    holdout: float = 0.1
+
+    kind: str = "forward_kl"
+    beta: float | None = None
+    alpha: float | None = None
+    mu: float | None = None
+    temperature: float = 1.0
+    scale_t2: bool = False
+    ce_weight: float = 0.0
+    backend: str = "auto"
+
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    warmup: int = 10
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    dtype: str = "float32"
+    bf16: bool = False
+
+    out: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    save_every: int = 50
+    eval_every: int = 0
+    eval_blocks: int = 64
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in AT_LEAST_ONE:
+            self._require(name, lambda value: value >= 1, "at least 1")
+        for name in NOT_NEGATIVE:
+            self._require(name, lambda value: value >= 0, "at least 0")
+        for name in ("lr", "clip"):
+            self._require(name, lambda value: value > 0, "above 0")
+        self._require("holdout", lambda value: 0 < value < 1, "between 0 and 1")
+        self._require("ce_weight", lambda value: value <= 1, "at most 1")
+        if self.batch_size is not None and self.batch_size % self.accumulate:
+            raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
+        if (self.teacher is None) != (self.student is None):
+            raise ValueError("--teacher and --student go together: give both, or neither for the built-in pair")
+
+    @property
+    def divergence(self) -> Divergence:
+        """The kind with its parameters.
+
+        Raises:
+            ValueError: an unknown kind, a parameter that it does not have or that is out of range.
+        """
+        if self.kind not in kd_kernels.KINDS:
+            raise ValueError(f"--kind must be one of {', '.join(kd_kernels.KINDS)}, got {self.kind!r}")
+        params = {name: getattr(self, name) for name in PARAMETERS if getattr(self, name) is not None}
+        try:
+            return kd_kernels.divergences.resolve(self.kind, params)
+        except TypeError as error:
+            raise ValueError(f"--kind {error}") from None
+
+    def resolve(self) -> "Settings":
+        """These settings with every default decided; `threads` may stay None, which leaves them to PyTorch."""
+        defaults = BUILT_IN if self.student is None else GIVEN
+        decided = {name: default for name, default in defaults.items() if getattr(self, name) is None}
+        if self.out is None:
+            decided["out"] = f"runs/distill-{self.kind}"
+        if self.device == "auto":
+            decided["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        return dataclasses.replace(self, **decided)
+
+    def _require(self, name: str, holds: Callable[[float], bool], requirement: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be {requirement}, got {value}")
