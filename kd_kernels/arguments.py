@@ -1,11 +1,11 @@
 """Checks of what users hand over: the one place. Nothing below it checks again.
 
-Messages name the argument, what it must be and what came. ValueError for shape, range and device, TypeError for dtype and
-kind.
+Messages name the argument, what it must be and what came. ValueError for shape, range and device, TypeError for dtype
+and kind.
 """
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ def logits_pair(student: Tensor, teacher: Tensor) -> None:
             raise TypeError(f"{name} must be a tensor of logits, got {type(x).__name__}")
         if x.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
+        if x.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got layout {_name(x.layout)}")
         if x.dim() == 0 or x.shape[-1] == 0:
             raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -63,7 +65,7 @@ def temperatures(temperature: float | tuple[float, float]) -> tuple[float, float
     if type(temperature) is float and MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         return temperature, temperature
     pair = temperature if isinstance(temperature, (tuple, list)) else (temperature, temperature)
-    if len(pair) != 2 or not all(isinstance(t, Real) for t in pair):
+    if len(pair) != 2 or not all(_is_number(t) for t in pair):
         raise TypeError(f"temperature must be a number or a pair (student, teacher), got {temperature!r}")
     if not all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in pair):
         raise ValueError(
@@ -86,6 +88,8 @@ def row_weights(
         _rows_of("labels", labels, student)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers, got {_name(labels.dtype)}")
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
         counted = (labels != ignore_index).reshape(-1)
         weight = counted.to(real) if weight is None else torch.where(counted, weight, 0)
     return weight
@@ -109,7 +113,7 @@ def normalizer(normalizer: float | Tensor | None, reduction: str, student: Tenso
         if normalizer.is_complex():
             raise TypeError(f"normalizer must be real, got {_name(normalizer.dtype)}")
         return normalizer.detach().reshape(()).to(student.device)
-    if isinstance(normalizer, bool) or not isinstance(normalizer, Real):
+    if not _is_number(normalizer):
         raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
     if not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer must be positive and finite, got {normalizer}")
@@ -125,5 +129,9 @@ def _rows_of(name: str, x: Tensor, student: Tensor) -> None:
         raise ValueError(f"{name} must be on the student's device {student.device}, got {x.device}")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _is_number(x: object) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+def _name(property: torch.dtype | torch.layout) -> str:
+    return str(property).removeprefix("torch.")

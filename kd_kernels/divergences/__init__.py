@@ -27,10 +27,10 @@ def resolve(kind: str | Divergence, params: dict[str, float]) -> Divergence:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     cls = KINDS[kind]
-    unknown = [name for name in params if name not in cls.__dataclass_fields__]
+    takes = [field for field in cls.__dataclass_fields__ if field != "name"]
+    unknown = [name for name in params if name not in takes]
     if unknown:
-        takes = ", ".join(cls.__dataclass_fields__) or "no parameters"
-        raise TypeError(f"{kind} takes {takes}; got {', '.join(unknown)}")
+        raise TypeError(f"{kind} takes {', '.join(takes) or 'no parameters'}; got {', '.join(unknown)}")
     return cls(**params)
 
 

@@ -23,7 +23,7 @@ class AKL(Divergence):
     name = "akl"
 
     def __post_init__(self) -> None:
-        self._require("mu", 0 <= self.mu < 1, "at least 0 and below 1")
+        self._require("mu", lambda mu: 0 <= mu < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         with torch.no_grad():

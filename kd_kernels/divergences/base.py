@@ -5,7 +5,9 @@ that one side forbids has log-probability -inf there; it contributes its limit, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -37,10 +39,12 @@ class Divergence:
     def kernel(self) -> Kernel | None:
         return None
 
-    def _require(self, parameter: str, ok: bool, requirement: str) -> None:
-        if not ok:
-            got = getattr(self, parameter)
-            raise ValueError(f"{type(self).__name__}: {parameter} must be {requirement}, got {got}")
+    def _require(self, parameter: str, fits: Callable[[float], bool], requirement: str) -> None:
+        value = getattr(self, parameter)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{type(self).__name__}: {parameter} must be a number, got {type(value).__name__}")
+        if not fits(value):
+            raise ValueError(f"{type(self).__name__}: {parameter} must be {requirement}, got {value}")
 
 
 def log_ratio(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from kd_kernels.divergences.base import Divergence, Kernel, kl, log_mixture
 class JSD(Divergence):
     """beta KL(p, m) + (1 - beta) KL(q, m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649, eq. 1; TRL; Liger).
 
-    beta weighs the *teacher*. By convention beta = 0 is KL(p, q) and beta = 1 is KL(q, p); the formula itself tends to 0
+    beta weighs the *teacher*. By convention beta = 0 is KL(p, q) and beta = 1 is KL(q, p); the formula tends to 0
     there, as beta KL(p, q) and (1 - beta) KL(q, p).
     """
 
@@ -19,14 +19,14 @@ class JSD(Divergence):
     name = "jsd"
 
     def __post_init__(self) -> None:
-        self._require("beta", 0 <= self.beta <= 1, "between 0 and 1")
+        self._require("beta", lambda beta: 0 <= beta <= 1, "between 0 and 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         if self.beta == 0:
             return kl(log_p, log_q)
         if self.beta == 1:
             return kl(log_q, log_p)
-        log_m = log_mixture(log_p, log_q, 1 - self.beta)
+        log_m = log_mixture(log_q, log_p, self.beta)
         return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
 
     @property

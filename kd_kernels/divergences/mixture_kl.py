@@ -37,7 +37,7 @@ class JSTeacher(Divergence):
     name = "js_teacher"
 
     def __post_init__(self) -> None:
-        self._require("beta", 0 < self.beta <= 1, "above 0 and at most 1")
+        self._require("beta", lambda beta: 0 < beta <= 1, "above 0 and at most 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_teacher(log_p, log_q, self.beta)
@@ -55,7 +55,7 @@ class JSStudent(Divergence):
     name = "js_student"
 
     def __post_init__(self) -> None:
-        self._require("beta", 0 <= self.beta < 1, "at least 0 and below 1")
+        self._require("beta", lambda beta: 0 <= beta < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_student(log_p, log_q, self.beta)
@@ -73,7 +73,7 @@ class SkewForwardKL(Divergence):
     name = "skew_forward_kl"
 
     def __post_init__(self) -> None:
-        self._require("alpha", 0 <= self.alpha < 1, "at least 0 and below 1")
+        self._require("alpha", lambda alpha: 0 <= alpha < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_teacher(log_p, log_q, 1 - self.alpha)
@@ -91,7 +91,7 @@ class SkewReverseKL(Divergence):
     name = "skew_reverse_kl"
 
     def __post_init__(self) -> None:
-        self._require("alpha", 0 <= self.alpha < 1, "at least 0 and below 1")
+        self._require("alpha", lambda alpha: 0 <= alpha < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_student(log_p, log_q, self.alpha)
