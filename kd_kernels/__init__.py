@@ -1,7 +1,7 @@
 """Kernels for the losses of LLM knowledge distillation.
 
-    loss = kd_kernels.divergence(student_logits, teacher_logits, "reverse_kl", temperature=2.0, mask=mask)
-    loss.backward()
+>>> loss = kd_kernels.divergence(student_logits, teacher_logits, "reverse_kl", temperature=2.0, mask=mask)
+>>> loss.backward()
 """
 
 from kd_kernels.divergences import (

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kd_kernels import arguments
+from kd_kernels import arguments, ops
 from kd_kernels.autograd import ReducedDivergence, RowDivergence, Spec
 from kd_kernels.backends import reference, select
 from kd_kernels.divergences import Divergence, resolve
@@ -31,9 +31,9 @@ def divergence(
 ) -> Tensor | tuple[Tensor, Stats]:
     """Divergence between the next-token distributions of a teacher and a student, with its gradient.
 
-    With p = softmax(teacher / T) and q = softmax(student / T), each row of logits gives D(p, q). A reduced loss computes
-    its gradient along with its value and keeps nothing else: beside the two logits tensors, the gradient is the only
-    tensor of their size.
+    With p = softmax(teacher / T) and q = softmax(student / T), each row of logits gives D(p, q). A reduced loss
+    computes its gradient along with its value and keeps nothing else: beside the two logits tensors, the gradient is
+    the only tensor of their size.
 
     Nothing is added that was not asked for: no shift of labels, no cross-entropy term, no T^2.
 
@@ -51,16 +51,16 @@ def divergence(
             weighted losses of the rows, `[...]`.
         normalizer: for "mean", a number or 0-d tensor in place of the count, such as the number of target tokens of all
             micro-batches.
-        vocab: "strict" wants equal vocabularies; "common" compares the first min(V, V') columns, a number n the first n,
-            each side renormalised over them. Other columns get gradient zero.
+        vocab: "strict" wants equal vocabularies; "common" compares the first min(V, V') columns, a number n the first
+            n, each side renormalised over them. Other columns get gradient zero.
         return_stats: return also the `Stats` of the rows.
         teacher_grad: let gradients flow to the teacher too; backend "reference" only.
         backend: "auto", "cpu", "triton" or "reference". "auto" takes the kernels made for the tensors' device.
         **params: parameters of the kind.
 
     Returns:
-        The loss: 0-d, or `[...]` for reduction "none"; float32, or float64 for float64 logits. With `return_stats` a pair
-        (loss, Stats). A batch without rows that count gives 0, connected to the graph.
+        The loss: 0-d, or `[...]` for reduction "none"; float32, or float64 for float64 logits. With `return_stats` a
+        pair (loss, Stats). A batch without rows that count gives 0, connected to the graph.
 
     Raises:
         ValueError: a shape, range, device or name that does not fit.
@@ -109,10 +109,15 @@ def divergence(
 
 
 def _by_kernel(student, teacher, weight, divisor, spec, reduction, with_entropy, backend) -> tuple[Tensor, Tensor]:
-    if reduction == "none":
-        return RowDivergence.apply(student, teacher, weight, spec, with_entropy, backend)
     if divisor is not None:
         reduction = "sum"
         if isinstance(divisor, float):  # a constant: part of the scale
             spec, divisor = spec._replace(scale=spec.scale / divisor), None
+    if not (student.requires_grad and torch.is_grad_enabled()):  # the value costs less without its gradient
+        loss, _, entropy = ops.divergence(
+            student, teacher, weight, divisor, *spec, reduction, False, with_entropy, backend
+        )
+        return loss, entropy
+    if reduction == "none":
+        return RowDivergence.apply(student, teacher, weight, spec, with_entropy, backend)
     return ReducedDivergence.apply(student, teacher, weight, divisor, spec, reduction, with_entropy, backend)

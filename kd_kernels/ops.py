@@ -8,9 +8,7 @@ import torch
 
 from kd_kernels.backends import select
 
-_ROWS = (
-    "str family, float[] params, float[] inverse_temperatures, float scale, SymInt columns"
-)
+_ROWS = "str family, float[] params, float[] inverse_temperatures, float scale, SymInt columns"
 
 torch.library.define(
     "kd_kernels::divergence",
@@ -26,12 +24,12 @@ torch.library.define(
 
 
 @torch.library.impl("kd_kernels::divergence", "CompositeExplicitAutograd")
-def _divergence(*args):  # noqa: ANN202
+def _divergence(*args):
     return select.implementation(args[-1]).divergence(*args[:-1])
 
 
 @torch.library.impl("kd_kernels::divergence_backward", "CompositeExplicitAutograd")
-def _divergence_backward(*args):  # noqa: ANN202
+def _divergence_backward(*args):
     return select.implementation(args[-1]).divergence_backward(*args[:-1])
 
 

@@ -10,9 +10,9 @@ GPU = torch.cuda.is_available()
 
 # Each kind at its default and at parameters that take other paths.
 KINDS: list[Divergence] = [
-    kd.ForwardKL(), kd.ReverseKL(), kd.Jeffreys(), kd.JSD(), kd.JSD(0.1), kd.JSD(0.9), kd.JSTeacher(), kd.JSTeacher(0.15),
-    kd.JSStudent(), kd.JSStudent(0.85), kd.TVD(), kd.SkewForwardKL(), kd.SkewReverseKL(), kd.SkewReverseKL(0.5),
-    kd.ToDi(), kd.ToDi(2.0), kd.ToDi(0.0), kd.AKL(), kd.AKL(0.9), kd.AKL(0.0),
+    kd.ForwardKL(), kd.ReverseKL(), kd.Jeffreys(), kd.JSD(), kd.JSD(0.1), kd.JSD(0.9), kd.JSTeacher(),
+    kd.JSTeacher(0.15), kd.JSStudent(), kd.JSStudent(0.85), kd.TVD(), kd.SkewForwardKL(), kd.SkewReverseKL(),
+    kd.SkewReverseKL(0.5), kd.ToDi(), kd.ToDi(2.0), kd.ToDi(0.0), kd.AKL(), kd.AKL(0.9), kd.AKL(0.0),
 ]  # fmt: skip
 DEFAULTS = [cls() for cls in kd.KINDS.values()]
 COMPILED = ["cpu", "triton"]

@@ -14,8 +14,8 @@
 
 KD_BEGIN
 
-// From this value on a difference of sums or probabilities, right to an epsilon or so absolute, is as good as any result
-// in the same precision. Rows below it get the exact form.
+// From this value on a difference of sums or probabilities, right to an epsilon or so absolute, is as good as any
+// result in the same precision. Rows below it get the exact form.
 constexpr double kFarRow = 1.0 / 64;
 
 template <class F, class T, class U> struct RowKernel {  // T: logits as read, U: gradient as written
@@ -50,18 +50,15 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
         if (call.params[1] == 0) return kl<true, false>(1, 0, entropies);
         if (call.params[0] == 0) return kl<false, true>(0, 1, entropies);
         return kl<true, true>(call.params[0], call.params[1], entropies);
-      case Family::kAkl:
-        return akl(call.params[0], entropies);
-      case Family::kJsd:
-        return three_sweeps(a * b, Jsd<Near, F>{F(a), F(b)}, Jsd<Far, F>{F(a), F(b)}, entropies);
+      case Family::kAkl: return akl(call.params[0], entropies);
+      case Family::kJsd: return three_sweeps(a * b, Jsd<Near, F>{F(a), F(b)}, Jsd<Far, F>{F(a), F(b)}, entropies);
       case Family::kTeacherMixture:
         return three_sweeps(a * a, MixtureKl<Near, F, false>{F(a), F(b)}, MixtureKl<Far, F, false>{F(a), F(b)},
                             entropies);
       case Family::kStudentMixture:
         return three_sweeps(b * b, MixtureKl<Near, F, true>{F(a), F(b)}, MixtureKl<Far, F, true>{F(a), F(b)},
                             entropies);
-      case Family::kTvd:
-        return tvd(entropies);
+      case Family::kTvd: return tvd(entropies);
       case Family::kTodi:
         if (call.params[0] == 1) return three_sweeps(2, Todi<F, true>{F(a)}, FarTodi<F, true>{F(a)}, entropies);
         return three_sweeps(1 + a, Todi<F, false>{F(a)}, FarTodi<F, false>{F(a)}, entropies);

@@ -5,8 +5,8 @@
 //   terms          value_v and h_v of a divergence; h replaces the teacher's exponentials, or the gradient is written
 //   combine        gradient = factor (h - q sum h)
 //
-// Float sums run in lanes over blocks of 256 lane-widths and in double across blocks: a fixed order, whatever the threads,
-// with errors near 1e-7.
+// Float sums run in lanes over blocks of 256 lane-widths and in double across blocks: a fixed order, whatever the
+// threads, with errors near 1e-7.
 #pragma once
 
 #include "kd/divergence.h"
@@ -15,14 +15,14 @@
 KD_BEGIN
 
 template <class S> struct Tempering {  // S: the scalar, float or double
-  S rate_student, rate_teacher;  // 1 / T over ln of the base
-  S k;                           // 1 / T of the student
-  S ratio;                       // T of the student / T of the teacher
+  S rate_student, rate_teacher;        // 1 / T over ln of the base
+  S k;                                 // 1 / T of the student
+  S ratio;                             // T of the student / T of the teacher
 };
 
-template <class S> struct Normal {   // a normalised row pair
-  S offset_student, offset_teacher;  // logarithm of an entry's exponential: z rate + offset
-  S inverse_student, inverse_teacher;  // 1 / sum of exponentials
+template <class S> struct Normal {      // a normalised row pair
+  S offset_student, offset_teacher;     // logarithm of an entry's exponential: z rate + offset
+  S inverse_student, inverse_teacher;   // 1 / sum of exponentials
   S shift_student, shift_teacher, gap;  // d = ((z_s - shift_s) - ratio (z_t - shift_t)) k - gap
   double log_sum_student, log_sum_teacher;
   double forward, reverse;  // KL(p, q) and KL(q, p), right to about 1e-7 absolute, where they were asked for
@@ -37,7 +37,8 @@ constexpr int64_t kPrefetch = 1024;  // entries ahead of the first sweep
 template <class F> constexpr int64_t kBlock = 256 * Traits<F>::kLanes;
 
 // Calls body(i, count, slot) for every register's worth of [0, n): count is the number of entries left where it is
-// short of the lanes, slot alternates so that two independent sums hide the latency of an addition. flush() ends a block.
+// short of the lanes, slot alternates so that two independent sums hide the latency of an addition. flush() ends a
+// block.
 template <class F, class Body, class Flush> KD_HD void for_each_block(int64_t n, Body body, Flush flush) {
   constexpr int kLanes = Traits<F>::kLanes;
   for (int64_t begin = 0; begin < n; begin += kBlock<F>) {
@@ -189,9 +190,22 @@ template <class F, class T> struct EntryReader {
   F rate_s, rate_t, offset_s, offset_t, mean, ln_base;
 
   EntryReader(const T* zs, const T* zt, const Tempering<S>& k, const Normal<S>& r, const S* es, const S* et)
-      : zs(zs), zt(zt), es(es), et(et), inv_s(r.inverse_student), inv_t(r.inverse_teacher), shift_s(r.shift_student),
-        shift_t(r.shift_teacher), ratio(k.ratio), k(k.k), minus_gap(-r.gap), rate_s(k.rate_student),
-        rate_t(k.rate_teacher), offset_s(r.offset_student), offset_t(r.offset_teacher), mean(r.mean_log_ratio),
+      : zs(zs),
+        zt(zt),
+        es(es),
+        et(et),
+        inv_s(r.inverse_student),
+        inv_t(r.inverse_teacher),
+        shift_s(r.shift_student),
+        shift_t(r.shift_teacher),
+        ratio(k.ratio),
+        k(k.k),
+        minus_gap(-r.gap),
+        rate_s(k.rate_student),
+        rate_t(k.rate_teacher),
+        offset_s(r.offset_student),
+        offset_t(r.offset_teacher),
+        mean(r.mean_log_ratio),
         ln_base(static_cast<S>(kLnBase<S>)) {}
 
   template <LogRatio log_ratio> KD_HD Pair<F> read(int64_t i, int count) const {
@@ -219,9 +233,8 @@ void refine_gap(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, Norm
   const EntryReader<F, T> entries(zs, zt, k, *r, es, et);
   for_each_block<F>(
       n,
-      [&](int64_t i, int count, int slot) KD_LAMBDA {
-        residue.add(slot, Sides<F>(entries.template read<LogRatio::kExact>(i, count)).difference());
-      },
+      [&](int64_t i, int count, int slot)
+          KD_LAMBDA { residue.add(slot, Sides<F>(entries.template read<LogRatio::kExact>(i, count)).difference()); },
       [&]() KD_LAMBDA { residue.flush(); });
   const double residue_sum = residue.total;
   if (residue_sum > -0.5 && residue_sum < 1) r->gap = static_cast<S>(r->gap + std::log1p(residue_sum));

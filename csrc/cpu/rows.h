@@ -9,13 +9,13 @@ enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3
 
 // What the compiled kernels run; a public kind is a family with parameters.
 enum class Family : int {
-  kKl = 0,               // params: weight of KL(p, q), weight of KL(q, p)
-  kAkl = 1,              // params: mu
-  kJsd = 2,              // params: beta
-  kTeacherMixture = 3,   // params: b, KL(p, (1 - b) p + b q)
-  kStudentMixture = 4,   // params: b, KL(q, (1 - b) p + b q)
+  kKl = 0,              // params: weight of KL(p, q), weight of KL(q, p)
+  kAkl = 1,             // params: mu
+  kJsd = 2,             // params: beta
+  kTeacherMixture = 3,  // params: b, KL(p, (1 - b) p + b q)
+  kStudentMixture = 4,  // params: b, KL(q, (1 - b) p + b q)
   kTvd = 5,
-  kTodi = 6,             // params: beta
+  kTodi = 6,  // params: beta
 };
 
 struct Matrix {  // rows of contiguous entries
@@ -26,8 +26,8 @@ struct Matrix {  // rows of contiguous entries
 
 struct RowsCall {
   int64_t rows;
-  int64_t columns;        // entries that count, from the first
-  int64_t width;          // entries a gradient row has; it is zero from `columns` on
+  int64_t columns;  // entries that count, from the first
+  int64_t width;    // entries a gradient row has; it is zero from `columns` on
   Matrix student, teacher;
   Matrix grad;            // of the student's dtype; data null: values only
   const void* weight;     // Real[rows] or null; a row of weight 0 is not read
@@ -36,7 +36,7 @@ struct RowsCall {
   void* student_entropy;  // Real[rows] or null, in nats
   void* teacher_entropy;
   double inverse_temperature_student, inverse_temperature_teacher;
-  double scale;           // of values and gradients
+  double scale;  // of values and gradients
   Family family;
   double params[2];
 };  // Real is double for float64 logits, else float

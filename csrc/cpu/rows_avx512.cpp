@@ -2,6 +2,4 @@
 #include "row_kernel.h"
 #include "simd_avx512.h"
 
-kd::RowFunction kd::row_function_avx512(DType student, DType teacher) {
-  return row_function<F32x16>(student, teacher);
-}
+kd::RowFunction kd::row_function_avx512(DType student, DType teacher) { return row_function<F32x16>(student, teacher); }

@@ -82,9 +82,7 @@ template <> struct Lanes<F32x16> {
   }
 
   static KD_HD void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
-  static KD_HD void store(BFloat16* p, F32x16 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(x));
-  }
+  static KD_HD void store(BFloat16* p, F32x16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(x)); }
   static KD_HD void store(Half* p, F32x16 x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
   }

@@ -1,7 +1,7 @@
 """The ops on CPU tensors, by the native core.
 
-The core takes raw pointers. Every argument was checked where the user handed it over (kd_kernels/arguments.py); here the
-tensors get the layout the core wants, and stay referenced until it returns. The core uses at most
+The core takes raw pointers. Every argument was checked where the user handed it over (kd_kernels/arguments.py); here
+the tensors get the layout the core wants, and stay referenced until it returns. The core uses at most
 `torch.get_num_threads()` threads and its results do not depend on how many.
 """
 

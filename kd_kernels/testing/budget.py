@@ -1,5 +1,5 @@
-"""How much error is allowed: twice that of an independent eager run in the same dtype, plus rounding. Nothing is tuned by
-hand."""
+"""How much error is allowed: twice that of an independent eager run in the same dtype, plus rounding. Nothing is tuned
+by hand."""
 
 import torch
 from torch import Tensor

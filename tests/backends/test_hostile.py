@@ -65,7 +65,7 @@ def test_entries_forbidden_on_one_side(kind, backend):
 
 
 def test_which_divergences_are_infinite():
-    """Where the student forbids an entry forward KL is infinite, where the teacher does reverse KL; bounded ones never."""
+    """Where the student forbids an entry forward KL is infinite, where the teacher does reverse KL; others never."""
     student, teacher = far_pair(2, 50)
     student[0, 3] = teacher[1, 3] = -INF
     infinite = {kind: kd.divergence(student, teacher, kind, reduction="none").isinf().tolist() for kind in kd.KINDS}
@@ -180,7 +180,7 @@ def test_no_rows(kind, backend, reduction):
 @each_default
 @each_backend
 def test_strides(kind, backend):
-    """Padded rows, rows apart, columns apart, transposed, expanded: the same numbers, the caller's tensors untouched."""
+    """Padded rows, rows apart, columns apart, transposed, expanded: the same numbers, and nothing changed."""
     base = on_device(backend, *far_pair(6, 130))
     expected = evaluate(*base, kind, backend=backend)
 

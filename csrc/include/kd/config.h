@@ -19,5 +19,5 @@
   namespace kd { \
   inline namespace KD_ISA {
 #define KD_END \
-  } \
+  }            \
   }

@@ -16,8 +16,9 @@
 
 KD_BEGIN
 
-// What a form wants of d. kExact keeps every digit: +-inf where one side is -inf, 0 where p = q = 0, whatever the logits.
-// kCentred is d less its mean under q, taken from the sum of the very same floats: it vanishes where q is certain.
+// What a form wants of d. kExact keeps every digit: +-inf where one side is -inf, 0 where p = q = 0, whatever the
+// logits. kCentred is d less its mean under q, taken from the sum of the very same floats: it vanishes where q is
+// certain.
 enum class LogRatio { kNone, kExact, kCentred };
 
 template <class F> struct Pair {
@@ -65,8 +66,8 @@ template <class F> struct Ratios {
   F difference;  // q - p
 };
 
-// The two forms, for divergences written in ratios: how those are had from an entry, log(1 + y), and an entry's share of
-// sum a log(a / m), m = a (1 + y), of which sum (m - a) = 0 may be added.
+// The two forms, for divergences written in ratios: how those are had from an entry, log(1 + y), and an entry's share
+// of sum a log(a / m), m = a (1 + y), of which sum (m - a) = 0 may be added.
 struct Near {
   static constexpr bool kIsNear = true;
   static constexpr LogRatio kLogRatio = LogRatio::kExact;
@@ -91,15 +92,13 @@ struct Far {
     const F difference = v.q - v.p;
     return {difference / positive(v.p), (F(0.0f) - difference) / positive(v.q), difference};
   }
-  template <class F> static KD_HD Log1p<F> log1p(F y) {
-    return {log(y + F(1.0f)), F(0.0f)};
-  }
+  template <class F> static KD_HD Log1p<F> log1p(F y) { return {log(y + F(1.0f)), F(0.0f)}; }
   template <class F> static KD_HD F share(F a, F, const Log1p<F>& log_m, F) { return F(0.0f) - a * log_m.value; }
 };
 
 // log q - log p as a factor of q or p in a gradient: finite, so that 0 * inf and inf - inf cannot arise. A divergence
-// that is infinite has the gradient's limit: huge, of the right sign. kInfiniteMean bounds the mean of d under q the same
-// way, lower, so that the entry that made it infinite keeps the larger weight.
+// that is infinite has the gradient's limit: huge, of the right sign. kInfiniteMean bounds the mean of d under q the
+// same way, lower, so that the entry that made it infinite keeps the larger weight.
 constexpr double kInfiniteLogRatio = 2e30;
 constexpr double kInfiniteMean = 1e30;
 

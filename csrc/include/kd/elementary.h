@@ -7,9 +7,9 @@
 KD_BEGIN
 
 template <class F> struct Decay {  // each to relative precision
-  F exp;    // e^-x
-  F expm1;  // e^-x - 1
-  F phi;    // e^-x - 1 + x, ~ x^2 / 2 for small x
+  F exp;                           // e^-x
+  F expm1;                         // e^-x - 1
+  F phi;                           // e^-x - 1 + x, ~ x^2 / 2 for small x
 };
 
 // For 0 <= x <= kFarDecay. With -x = n ln2 + r, |r| <= ln2 / 2, and e^r = 1 + r + r^2 Q(r) (Q minimax of degree 4,

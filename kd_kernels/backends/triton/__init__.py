@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kd_kernels.backends.triton.launch import ROW_BLOCK, SCALE_BLOCK, row_warps
+from kd_kernels.backends.triton.launch import ROW_BLOCK, SCALE_BLOCK, row_options
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
 from kd_kernels.reduction import count
 
@@ -97,7 +97,7 @@ def _launch(student, teacher, weight, upstream, normalizer, family, params, inve
         **specialise(family, params, teacher.dtype),
         GRADIENT=gradient.numel() > 0, ENTROPY=entropy.numel() > 0,
         HAS_WEIGHT=weight is not None, HAS_UPSTREAM=upstream is not None, HAS_NORMALIZER=normalizer is not None,
-        BLOCK=ROW_BLOCK, num_warps=row_warps(64 if torch.version.hip else 32), enable_fp_fusion=False,
+        BLOCK=ROW_BLOCK, **row_options(family, amd=torch.version.hip is not None),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Sweeps of one program over its row pair; the twin of csrc/cpu/row_sweeps.h, recomputing exponentials instead of keeping
-them.
+"""Sweeps of one program over its row pair; the twin of csrc/cpu/row_sweeps.h, which keeps the exponentials that these
+compute again.
 
-A row's scalars travel as one tuple, `state` (constants stand on the right of products: the interpreter wants a tensor on
-the left):
+A row's scalars travel as one tuple, `state` (constants stand on the right of products: the interpreter wants a tensor
+on the left):
     k2_s, k2_t   log2(e) / T                     off_s, off_t   log2 of an entry's exponential is z k2 + off
     inv_s, inv_t  1 / sum of exponentials
     shift_s, shift_t, ratio, rate, gap            d = ((z_s - shift_s) - ratio (z_t - shift_t)) rate - gap
@@ -41,8 +41,8 @@ def exponential_sums(
 ):  # fmt: skip
     """sum e_s, sum e_t, sum e_t log2(e_t / e_s), sum e_s log2(e_s / e_t).
 
-    CAREFUL gives an entry that is -inf on one side or both its limit; without it such an entry, or an offset so low that
-    a sum overflows, shows as a sum that is not finite.
+    CAREFUL gives an entry that is -inf on one side or both its limit; without it such an entry, or an offset so low
+    that a sum overflows, shows as a sum that is not finite.
     """
     sum_s = tl.zeros([BLOCK], tl.float32)
     sum_t = tl.zeros([BLOCK], tl.float32)
@@ -141,7 +141,7 @@ def centred_log_ratio(x, y, state):
 
 @triton.jit
 def gap_residue(zs, zt, columns, state, BLOCK: tl.constexpr):
-    """sum of q - p, each to relative precision: e^residue - 1 by which `gap` is off (see refine_gap in row_sweeps.h)."""
+    """sum of q - p, each to relative precision: e^x - 1 of the x by which `gap` is off (refine_gap in row_sweeps.h)."""
     residue = tl.zeros([BLOCK], tl.float32)
     for start in range(0, columns, BLOCK):
         offsets = start + tl.arange(0, BLOCK)

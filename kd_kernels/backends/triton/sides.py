@@ -15,7 +15,7 @@ INFINITE_MEAN = tl.constexpr(1e30)
 
 @triton.jit
 def sides(p, q, d):
-    """below (q <= p), big = max(p, q), x = |d|, x bounded, and of e = small / big: e, e - 1, e - 1 + x, 1 - e (1 + x)."""
+    """below (q <= p), big = max(p, q), x = |d|, x bounded, and of e = small / big: e, e - 1, e - 1 + x, 1 - e - e x."""
     x = tl.abs(d)
     x_far = tl.minimum(x, FAR_DECAY)
     ratio, expm1, phi = decay(x_far)

@@ -34,8 +34,8 @@ template <class F, bool Forward, bool Reverse> struct Kl {
   }
 };
 
-// Far rows have their value from the first sweep, and the mean of d under q, of which the gradient needs the rest: h here
-// is less q sum h.
+// Far rows have their value from the first sweep, and the mean of d under q, of which the gradient needs the rest: h
+// here is less q sum h.
 template <class F, bool Forward, bool Reverse> struct FarKl {
   static constexpr LogRatio kLogRatio = Reverse ? LogRatio::kCentred : LogRatio::kNone;
   F forward, reverse;

@@ -21,7 +21,7 @@ template <class F, bool UnitBeta> struct Todi {
     F e = s.ratio, r = zero - s.expm1;  // at beta = 1
     if (!UnitBeta) {
       const Decay<F> power = decay(min(beta * finite(s.x), F(kFarDecay<ScalarOf<F>>)));
-      e = power.exp;  // e^-beta x
+      e = power.exp;                                                // e^-beta x
       r = zero - fma(s.expm1, power.expm1, s.expm1 + power.expm1);  // 1 - e^-(1 + beta) x
     }
     const F sigmoid = one / (e + one);

@@ -1,7 +1,7 @@
 """AKL's split of the vocabulary by the teacher; the twin of csrc/cpu/akl_split.h.
 
-A row does not fit in registers, so the crossing entry is found by bisection on the bits of the teacher's logits, two bits
-a sweep, with the mass at or above each candidate for the test.
+A row does not fit in registers, so the crossing entry is found by bisection on the bits of the teacher's logits, two
+bits a sweep, with the mass at or above each candidate for the test.
 """
 
 import triton

@@ -1,0 +1,120 @@
+"""What Triton's compiler makes of the row kernel, for GPUs that need not be present:
+
+    python -m kd_kernels.testing.triton_resources sm_90 gfx942
+
+prints one JSON object a line: the kernel, its registers and stack (or spilled registers) per thread, shared memory.
+Triton's interpreter must be off.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kd_kernels.backends.triton import specialise
+from kd_kernels.backends.triton.launch import ROW_BLOCK, row_options
+from kd_kernels.backends.triton.row_kernel import divergence_row_kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Every specialisation the divergences lower to.
+FAMILIES = {
+    "forward_kl": ("kl", [1.0, 0.0]),
+    "reverse_kl": ("kl", [0.0, 1.0]),
+    "jeffreys": ("kl", [1.0, 1.0]),
+    "akl": ("akl", [0.5, 0.0]),
+    "jsd": ("jsd", [0.5, 0.0]),
+    "teacher_mixture": ("teacher_mixture", [0.9, 0.0]),
+    "student_mixture": ("student_mixture", [0.1, 0.0]),
+    "tvd": ("tvd", [0.0, 0.0]),
+    "todi": ("todi", [1.0, 0.0]),
+    "todi_power": ("todi", [2.0, 0.0]),
+}
+_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+_LOGITS = ("student", "teacher", "gradient")
+_INTEGERS = ("rows", "columns", "width", "student_stride", "teacher_stride")
+
+
+def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient: bool = True, aligned: bool = True):
+    """The compiled kernel with every option on. `aligned`: the row length is a multiple of 16 entries."""
+    name, params = FAMILIES[family]
+    constants = specialise(name, params, dtype)
+    del constants["curvature"]
+    constants |= {"GRADIENT": gradient, "BLOCK": ROW_BLOCK}
+    constants |= dict.fromkeys(("ENTROPY", "HAS_WEIGHT", "HAS_UPSTREAM", "HAS_NORMALIZER"), True)
+    signature, attributes = {}, {}
+    for i, argument in enumerate(divergence_row_kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in _LOGITS:
+            signature[argument] = _POINTERS[dtype]
+        elif argument in ("value", "entropy", "weight", "upstream", "normalizer"):
+            signature[argument] = "*fp32"
+        else:
+            signature[argument] = "i32" if argument in _INTEGERS else "fp32"
+        if argument in _LOGITS or (aligned and argument in _INTEGERS):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    gpu = TARGETS[target]
+    return triton.compile(
+        ASTSource(fn=divergence_row_kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=gpu,
+        options=row_options(name, amd=gpu.backend == "hip"),
+    )
+
+
+def resources(kernel, target: str) -> dict[str, int]:
+    """registers and stack bytes per thread (on AMD: spilled registers for the stack), shared bytes per program."""
+    if TARGETS[target].backend == "hip":
+        names = {"registers": "vgpr_count", "stack": "vgpr_spill_count", "shared": "group_segment_fixed_size"}
+        found = {key: re.search(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"]) for key, name in names.items()}
+        return {key: int(match[1]) for key, match in found.items()}
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", report)
+    return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+
+
+# dtype, with gradient, aligned: each on its own against the commonest.
+VARIANTS = [
+    (torch.bfloat16, True, True),
+    (torch.bfloat16, True, False),
+    (torch.bfloat16, False, True),
+    (torch.float16, True, True),
+    (torch.float32, True, True),
+]
+
+
+def survey(target: str) -> Iterator[dict[str, object]]:
+    for dtype, gradient, aligned in VARIANTS:
+        for family in FAMILIES:
+            kernel = compile_row_kernel(family, dtype, target, gradient=gradient, aligned=aligned)
+            what = {"target": target, "family": family, "dtype": str(dtype)[6:]}
+            yield what | {"gradient": gradient, "aligned": aligned} | resources(kernel, target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}; default all")
+    for target in parser.parse_args().targets or TARGETS:
+        for line in survey(target):
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
