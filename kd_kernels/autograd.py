@@ -39,6 +39,8 @@ class ReducedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
+        if upstream is None:  # undefined: zero
+            return (None,) * 8
         (gradient,) = ctx.saved_tensors
         if torch.compiler.is_compiling():
             return (gradient * upstream, *[None] * 7)
@@ -55,9 +57,7 @@ class RowDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher, weight, spec, with_entropy, backend):
-        losses, _, entropy = ops.divergence(
-            student, teacher, weight, None, *spec, "none", False, with_entropy, backend
-        )
+        losses, _, entropy = ops.divergence(student, teacher, weight, None, *spec, "none", False, with_entropy, backend)
         ctx.save_for_backward(student, teacher, weight)
         ctx.spec, ctx.backend = spec, backend
         ctx.mark_non_differentiable(entropy)
@@ -66,6 +66,8 @@ class RowDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
+        if upstream is None:  # undefined: zero
+            return (None,) * 6
         student, teacher, weight = ctx.saved_tensors
         with_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if with_graph:
