@@ -76,6 +76,12 @@ def test_ties_go_by_index(mu, head, backend):
 
 
 @each_backend
+@pytest.mark.parametrize(("mu", "head"), [(0.2, [0]), (0.6, [0, 1])])
+def test_zeros_of_both_signs_tie(mu, head, backend):
+    check_head([0.0, 1.0, 2.5, 4.5], [-0.0, 0.0, -0.0, 0.0], mu, head, backend)
+
+
+@each_backend
 @pytest.mark.parametrize(("mu", "head"), [(0.5, [1]), (0.66, [1, 0]), (0.82, [1, 0, 2]), (0.95, [1, 0, 2, 4])])
 def test_ties_below_the_top_go_by_index(mu, head, backend):
     """p = (0.16, 0.43, 0.16, 0.10, 0.16)."""
