@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/driver.h"
+#include "cpu/gradient_memory.h"
 
 namespace py = pybind11;
 
@@ -44,11 +45,32 @@ void divergence_rows(int64_t rows, int64_t columns, int64_t width, Address stude
   kd::run_rows(call, total, threads);
 }
 
+// The memory of one gradient as a buffer of bytes, given back when the last tensor over it is gone.
+class GradientMemory {
+ public:
+  explicit GradientMemory(size_t bytes) : bytes_(bytes), pages_(kd::take_pages(bytes)) {}
+  ~GradientMemory() { kd::give_pages(pages_); }
+  GradientMemory(const GradientMemory&) = delete;
+  GradientMemory& operator=(const GradientMemory&) = delete;
+
+  py::buffer_info buffer() {
+    return {pages_.data, 1, py::format_descriptor<uint8_t>::format(), static_cast<py::ssize_t>(bytes_)};
+  }
+
+ private:
+  size_t bytes_;
+  kd::Pages pages_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "CPU kernels of kd_kernels.";
   m.def("divergence_rows", &divergence_rows);
+  py::class_<GradientMemory>(m, "GradientMemory", py::buffer_protocol())
+      .def(py::init<size_t>(), py::arg("bytes"))
+      .def_buffer(&GradientMemory::buffer);
+  m.def("release_pages", &kd::release_pages, "Give memory kept for the next gradient back to the system.");
   py::enum_<kd::Simd>(m, "Simd")
       .value("scalar", kd::Simd::kScalar)
       .value("avx2", kd::Simd::kAvx2)

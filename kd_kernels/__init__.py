@@ -20,6 +20,7 @@ from kd_kernels.divergences import (
     ToDi,
 )
 from kd_kernels.losses import divergence
+from kd_kernels.memory import release_memory
 from kd_kernels.stats import Stats
 
 __version__ = "0.1.0"
@@ -40,4 +41,5 @@ __all__ = [
     "Stats",
     "ToDi",
     "divergence",
+    "release_memory",
 ]

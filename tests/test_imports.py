@@ -19,7 +19,7 @@ LAYERS = [
     {"backends"},
     {"ops"},
     {"autograd"},
-    {"losses"},
+    {"losses", "memory"},
     {"kd_kernels"},  # the public names
     {"testing"},
     {"methods"},
@@ -32,7 +32,7 @@ FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any 
 
 # What users may import, beside the public names themselves and one another: the table of backends for those who report
 # it.
-OPEN_TO_USERS = {"divergences", "losses", "stats", "backends.select", "_core"}
+OPEN_TO_USERS = {"divergences", "losses", "memory", "stats", "backends.select", "_core"}
 
 
 def imports(path: Path) -> set[str]:

@@ -15,7 +15,7 @@ from kd_kernels.testing.budget import assert_within_budget
 from kd_kernels.testing.inputs import far_pair, near_pair
 from kd_kernels.testing.truth import Result, eager, evaluate
 
-ROWS = 32  # enough for an eager run to show its typical error
+ROWS = 64  # enough for an eager run to show its typical error
 DTYPES = [torch.float32, torch.float64]
 WIDTHS = st.one_of(st.integers(1, 40), st.integers(41, 300))
 

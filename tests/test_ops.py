@@ -116,7 +116,6 @@ def compiled(f, **options):
     return torch.compile(f, fullgraph=True, backend=counter, **options), counter
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 class TestCompile:
     @pytest.mark.parametrize("kind", [kd.ReverseKL(), kd.ToDi(2.0), kd.AKL()], ids=name)
     @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -206,7 +205,6 @@ class TestCompile:
 
 
 class TestExport:
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     @pytest.mark.parametrize("strict", [True, False])
     def test_one_op_in_the_graph(self, strict):
         class Loss(torch.nn.Module):

@@ -8,10 +8,6 @@
 #include <new>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace kd {
 namespace {
 
@@ -56,20 +52,6 @@ void* thread_scratch(size_t bytes) {
   return buffer.get();
 }
 
-// A fresh gradient of 155 MB costs 38,000 page faults, more time than the loss itself. Huge pages cost 74.
-void advise_huge_pages(void* data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
-  if (end > begin + 4 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
-
-size_t bytes_of(DType d) { return d == DType::kFloat64 ? 8 : d == DType::kFloat32 ? 4 : 2; }
-
 template <class Real> double weight_of(const RowsCall& call, int64_t row) {
   return call.weight ? double(static_cast<const Real*>(call.weight)[row]) : 1.0;
 }
@@ -92,8 +74,6 @@ template <class Real> void run(RowsCall call, const Total& total, int threads) {
   const RowFunction row = row_function(call.student.dtype, call.teacher.dtype);
   const double divisor = divisor_of<Real>(call, total);
   const size_t scratch_bytes = sizeof(Real) * size_t(kScratchRows * scratch_row(call.columns));
-  if (call.grad.data)
-    advise_huge_pages(call.grad.data, bytes_of(call.grad.dtype) * size_t(call.rows * call.grad.row_stride));
 
   // Some 20 microseconds of work per thread repay waking it.
   const int64_t work = call.rows * call.columns;

@@ -104,11 +104,16 @@ template <class F, class T, class U> struct RowKernel {  // T: logits as read, U
 
   // Far rows have their value, and what their gradient needs to know of the row: one sweep writes it.
   template <bool Forward, bool Reverse> double weighted_kl(double forward, double reverse) {
-    const F w_f(static_cast<S>(forward)), w_r(static_cast<S>(reverse));
+    const S w_f = static_cast<S>(forward), w_r = static_cast<S>(reverse);
     // A weight of zero leaves its side out even where that is infinite.
     const double value = (forward > 0 ? forward * r.forward : 0) + (reverse > 0 ? reverse * r.reverse : 0);
-    if (!(value >= kFarRow)) return near_row(Kl<F, Forward, Reverse>{w_f, w_r});
-    if (grad != nullptr) emit_terms<Emit::kGradient>(FarKl<F, Forward, Reverse>{w_f, w_r}, 0);
+    if (!(value >= kFarRow)) return near_row(Kl<F, Forward, Reverse>{F(w_f), F(w_r)});
+    if (grad == nullptr) return value;
+    if (r.careful) {
+      kl_gradient<Forward, Reverse, true, F>(zs, zt, n, k, r, es, et, w_f, w_r, factor, grad);
+    } else {
+      kl_gradient<Forward, Reverse, false, F>(zs, zt, n, k, r, es, et, w_f, w_r, factor, grad);
+    }
     return value;
   }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kd/divergence.h"
+#include "kd/divergences/kl.h"
 #include "storage.h"
 
 KD_BEGIN
@@ -27,6 +28,7 @@ template <class S> struct Normal {      // a normalised row pair
   double log_sum_student, log_sum_teacher;
   double forward, reverse;  // KL(p, q) and KL(q, p), right to about 1e-7 absolute, where they were asked for
   S mean_log_ratio;         // of log e_s - log e_t under q, in the base, where the reverse KL was asked for; finite
+  bool careful;             // some entry may be -inf
   bool defined;             // false where a softmax does not exist: NaN or +inf logits, or all of them -inf
 };
 
@@ -108,7 +110,7 @@ ExponentialSums exponentials(const T* zs, const T* zt, int64_t n, const Temperin
         __builtin_prefetch(zt + i + kPrefetch);
         const F x = fma(load_row<F>(zs + i, count, kBeyond), rate_s, off_s);
         const F y = fma(load_row<F>(zt + i, count, kBeyond), rate_t, off_t);
-        const F e_s = power(x), e_t = power(y);
+        const F e_s = Careful ? power(x) : power_of_finite(x), e_t = Careful ? power(y) : power_of_finite(y);
         student.add(slot, e_s);
         teacher.add(slot, e_t);
         const F d = y - x;
@@ -150,7 +152,8 @@ Normal<S> normalise(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, 
   set_offsets();
   ExponentialSums sum =
       exponentials<F, Forward, Reverse, false>(zs, zt, n, k, r.offset_student, r.offset_teacher, es, et);
-  if (!(safe(sum.student) && safe(sum.teacher) && safe(sum.forward) && safe(sum.reverse))) {
+  r.careful = !(safe(sum.student) && safe(sum.teacher) && safe(sum.forward) && safe(sum.reverse));
+  if (r.careful) {
     top_s = row_max<F>(zs, n);
     top_t = row_max<F>(zt, n);
     set_offsets();
@@ -186,8 +189,7 @@ template <class F, class T> struct EntryReader {
   const T* zt;
   const S* es;
   const S* et;
-  F inv_s, inv_t, shift_s, shift_t, ratio, k, minus_gap;
-  F rate_s, rate_t, offset_s, offset_t, mean, ln_base;
+  F inv_s, inv_t, shift_s, shift_t, ratio, rate, minus_gap;
 
   EntryReader(const T* zs, const T* zt, const Tempering<S>& k, const Normal<S>& r, const S* es, const S* et)
       : zs(zs),
@@ -199,27 +201,16 @@ template <class F, class T> struct EntryReader {
         shift_s(r.shift_student),
         shift_t(r.shift_teacher),
         ratio(k.ratio),
-        k(k.k),
-        minus_gap(-r.gap),
-        rate_s(k.rate_student),
-        rate_t(k.rate_teacher),
-        offset_s(r.offset_student),
-        offset_t(r.offset_teacher),
-        mean(r.mean_log_ratio),
-        ln_base(static_cast<S>(kLnBase<S>)) {}
+        rate(k.k),
+        minus_gap(-r.gap) {}
 
-  template <LogRatio log_ratio> KD_HD Pair<F> read(int64_t i, int count) const {
+  template <bool log_ratio> KD_HD Pair<F> read(int64_t i, int count) const {
     const F zero(S(0));
     Pair<F> v{Lanes<F>::load(et + i) * inv_t, Lanes<F>::load(es + i) * inv_s, zero};
-    if (log_ratio == LogRatio::kExact) {
+    if (log_ratio) {
       const F x = load_row<F>(zs + i, count, kBeyond) - shift_s;
       const F y = load_row<F>(zt + i, count, kBeyond) - shift_t;
-      v.d = select(max(v.p, v.q) > zero, fma(fnma(y, ratio, x), k, minus_gap), zero);
-    }
-    if (log_ratio == LogRatio::kCentred) {
-      const F x = fma(load_row<F>(zs + i, count, kBeyond), rate_s, offset_s);
-      const F y = fma(load_row<F>(zt + i, count, kBeyond), rate_t, offset_t);
-      v.d = (finite(x - y) - mean) * ln_base;
+      v.d = select(max(v.p, v.q) > zero, fma(fnma(y, ratio, x), rate, minus_gap), zero);
     }
     return v;
   }
@@ -234,7 +225,7 @@ void refine_gap(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, Norm
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot)
-          KD_LAMBDA { residue.add(slot, Sides<F>(entries.template read<LogRatio::kExact>(i, count)).difference()); },
+          KD_LAMBDA { residue.add(slot, Sides<F>(entries.template read<true>(i, count)).difference()); },
       [&]() KD_LAMBDA { residue.flush(); });
   const double residue_sum = residue.total;
   if (residue_sum > -0.5 && residue_sum < 1) r->gap = static_cast<S>(r->gap + std::log1p(residue_sum));
@@ -256,7 +247,7 @@ TermSums terms(const Divergence& divergence, const T* zs, const T* zt, int64_t n
   for_each_block<F>(
       n,
       [&](int64_t i, int count, int slot) KD_LAMBDA {
-        const Pair<F> v = entries.template read<Divergence::kLogRatio>(i, count);
+        const Pair<F> v = entries.template read<Divergence::kNeedsLogRatio>(i, count);
         const Term<F> t = divergence(v);
         value.add(slot, t.value);
         if (emit != Emit::kGradient) h_sum.add(slot, t.h);
@@ -268,6 +259,29 @@ TermSums terms(const Divergence& divergence, const T* zs, const T* zt, int64_t n
         if (emit != Emit::kGradient) h_sum.flush();
       });
   return {value.total, h_sum.total};
+}
+
+// The gradient sweep of a far row of the KL family.
+template <bool Forward, bool Reverse, bool Careful, class F, class T, class U, class S = ScalarOf<F>>
+void kl_gradient(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, const Normal<S>& r, const S* es,
+                 const S* et, S forward, S reverse, S factor, U* grad) {
+  const KlGradient<F, Forward, Reverse> gradient{F(forward * factor * r.inverse_student),
+                                                 F(-forward * factor * r.inverse_teacher),
+                                                 F(reverse * factor * r.inverse_student * S(kLnBase<S>))};
+  const F rate_s(k.rate_student), rate_t(k.rate_teacher), off_s(r.offset_student), off_t(r.offset_teacher);
+  const F mean(r.mean_log_ratio);
+  for_each_block<F>(
+      n,
+      [&](int64_t i, int count, int) KD_LAMBDA {
+        F d = mean;
+        if (Reverse) {
+          const F x = fma(load_row<F>(zs + i, count, kBeyond), rate_s, off_s);
+          const F y = fma(load_row<F>(zt + i, count, kBeyond), rate_t, off_t);
+          d = (Careful ? finite(x - y) : x - y) - mean;
+        }
+        store_row(grad + i, gradient(Lanes<F>::load(es + i), Forward ? Lanes<F>::load(et + i) : d, d), count);
+      },
+      []() KD_LAMBDA {});
 }
 
 // Third sweep. The difference comes before the factor: where the student is certain of an entry it is exactly 0.

@@ -13,6 +13,10 @@ from kd_kernels import _core
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _FAMILIES, _REDUCTIONS = _core.FAMILIES, _core.REDUCTIONS
 
+# Gradients from this size on live in memory that is kept for the next one (csrc/cpu/gradient_memory.h). Below it the
+# allocator keeps memory itself.
+_KEPT_BYTES = 32 << 20
+
 
 def divergence(
     student: Tensor,  # (N, V)
@@ -31,7 +35,7 @@ def divergence(
     real = _real(student)
     rows = student.shape[0]
     loss = torch.empty(rows if reduction == "none" else (), dtype=real)
-    gradient = torch.empty(student.shape if with_gradient else 0, dtype=student.dtype)
+    gradient = _empty_gradient(student) if with_gradient else student.new_empty(0)
     entropy = torch.empty((2, rows) if with_entropy else 0, dtype=real)
     _run(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns, reduction,
          gradient, loss, entropy)  # fmt: skip
@@ -49,7 +53,7 @@ def divergence_backward(
     scale: float,
     columns: int,
 ) -> Tensor:
-    gradient = torch.empty(student.shape, dtype=student.dtype)
+    gradient = _empty_gradient(student)
     losses = torch.empty(student.shape[0], dtype=_real(student))
     _run(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, "none",
          gradient, losses, losses[:0])  # fmt: skip
@@ -85,6 +89,18 @@ def _run(student, teacher, weight, upstream, normalizer, family, params, inverse
         student_entropy, teacher_entropy,
         *inverse_temperatures, scale, _FAMILIES[family], *params, _REDUCTIONS[reduction], torch.get_num_threads(),
     )  # fmt: skip
+
+
+def _empty_gradient(student: Tensor) -> Tensor:
+    if student.numel() * student.itemsize < _KEPT_BYTES:
+        return torch.empty(student.shape, dtype=student.dtype)
+    memory = _core.GradientMemory(student.numel() * student.itemsize)
+    return torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+
+
+def release_memory() -> None:
+    """Gives the memory that is kept for the next large gradient back to the system."""
+    _core.release_pages()
 
 
 def _as(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:

@@ -31,14 +31,21 @@ BACKENDS = ("auto", *SUPPORT)
 KERNELS_FOR = {"cpu": "cpu", "cuda": "triton", "xpu": "triton"}
 
 
-@cache
+def _find_missing() -> dict[str, str]:
+    missing = {}
+    if importlib.util.find_spec("kd_kernels._core") is None:
+        missing["cpu"] = "the native core was not built (install from source with a C++ compiler, or a wheel)"
+    if importlib.util.find_spec("triton") is None:
+        missing["triton"] = "triton is not installed"
+    return missing
+
+
+_MISSING = _find_missing()  # at import, so that a compiler which traces a call finds a constant
+
+
 def unavailable(backend: str) -> str | None:
     """Why the backend cannot run in this installation; None where it can."""
-    if backend == "cpu" and importlib.util.find_spec("kd_kernels._core") is None:
-        return "the native core was not built (install from source with a C++ compiler, or a wheel)"
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return None
+    return _MISSING.get(backend)
 
 
 def supports(backend: str, device: str, dtypes: tuple[torch.dtype, torch.dtype]) -> bool:
@@ -80,6 +87,8 @@ def implementation(backend: str) -> ModuleType:
 
 def _interpreting() -> bool:
     """Whether Triton's kernels run in its interpreter, that is, on CPU tensors."""
+    if unavailable("triton"):
+        return False
     from triton import knobs
 
     return knobs.runtime.interpret

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from kd_kernels.memory import release_memory
+
 # Memory comes in pages of up to 2 MiB (the kernels ask for such) and small blocks may be reused ones.
 RESOLUTION = 2 << 20
 
@@ -31,7 +33,8 @@ def extra_peak_bytes(call: Callable[[], object], device: str) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # free pages the allocator keeps would be reused unseen
+        release_memory()  # what this library or the allocator keeps would be reused unseen
+        ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text(_RESET_PEAK)
     except (OSError, AttributeError):
         return None

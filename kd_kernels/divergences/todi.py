@@ -19,7 +19,7 @@ class ToDi(Divergence):
     name = "todi"
 
     def __post_init__(self) -> None:
-        self._require("beta", lambda beta: 0 <= beta < float("inf"), "a finite number of at least 0")
+        self._require("beta", lambda beta: 0 <= beta <= 1e30, "from 0 to 1e30")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         forward = log_ratio(log_p, log_q)  # log p - log q where p > 0

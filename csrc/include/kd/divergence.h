@@ -16,13 +16,9 @@
 
 KD_BEGIN
 
-// What a form wants of d. kExact keeps every digit: +-inf where one side is -inf, 0 where p = q = 0, whatever the
-// logits. kCentred is d less its mean under q, taken from the sum of the very same floats: it vanishes where q is
-// certain.
-enum class LogRatio { kNone, kExact, kCentred };
-
 template <class F> struct Pair {
-  F p, q, d;
+  F p, q;
+  F d;  // where kNeedsLogRatio: +-inf where one side is -inf; 0 where p = q = 0, whatever the logits
 };
 
 template <class F> struct Term {
@@ -70,7 +66,7 @@ template <class F> struct Ratios {
 // of sum a log(a / m), m = a (1 + y), of which sum (m - a) = 0 may be added.
 struct Near {
   static constexpr bool kIsNear = true;
-  static constexpr LogRatio kLogRatio = LogRatio::kExact;
+  static constexpr bool kNeedsLogRatio = true;
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const Sides<F> s(v);
@@ -86,7 +82,7 @@ struct Near {
 
 struct Far {
   static constexpr bool kIsNear = false;
-  static constexpr LogRatio kLogRatio = LogRatio::kNone;
+  static constexpr bool kNeedsLogRatio = false;
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const F difference = v.q - v.p;

@@ -52,9 +52,12 @@ KD_HD double select(bool m, double a, double b) { return m ? a : b; }
 KD_HD float round(float a) { return std::rintf(a); }
 KD_HD float exp2(float a) { return std::exp2(a); }
 
-// The power of that base.
+// The power of that base. Of a finite x it may cost less: that one may give NaN for -inf.
 template <class F> KD_HD F power(F x) { return exp2(x); }
 template <> KD_HD double power(double x) { return std::exp(x); }
+template <class F> KD_HD F power_of_finite(F x) { return exp2_of_finite(x); }
+template <> KD_HD float power_of_finite(float x) { return exp2(x); }
+template <> KD_HD double power_of_finite(double x) { return std::exp(x); }
 
 // 2^n for an integral n in [-126, 127].
 KD_HD float pow2(float n) {

@@ -11,7 +11,7 @@
 KD_BEGIN
 
 template <class Form, class F> struct Jsd {
-  static constexpr LogRatio kLogRatio = Form::kLogRatio;
+  static constexpr bool kNeedsLogRatio = Form::kNeedsLogRatio;
   F beta, rest;  // rest = 1 - beta
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {

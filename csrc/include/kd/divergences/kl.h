@@ -12,7 +12,7 @@ KD_BEGIN
 
 // Forward and Reverse say which weights can be other than zero.
 template <class F, bool Forward, bool Reverse> struct Kl {
-  static constexpr LogRatio kLogRatio = LogRatio::kExact;
+  static constexpr bool kNeedsLogRatio = true;
   F forward, reverse;  // weights
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
@@ -34,17 +34,16 @@ template <class F, bool Forward, bool Reverse> struct Kl {
   }
 };
 
-// Far rows have their value from the first sweep, and the mean of d under q, of which the gradient needs the rest: h
-// here is less q sum h.
-template <class F, bool Forward, bool Reverse> struct FarKl {
-  static constexpr LogRatio kLogRatio = Reverse ? LogRatio::kCentred : LogRatio::kNone;
-  F forward, reverse;
+// h - q sum h of a far row, times what the gradient is scaled by; the row's value is known from the first sweep. `d`
+// comes less its mean under q, taken from the sum of the very same floats, so that it vanishes where q is certain.
+template <class F, bool Forward, bool Reverse> struct KlGradient {
+  F of_student, of_teacher, of_log_ratio;  // factors of the exponentials, not yet normalised, and of d
 
-  KD_HD Term<F> operator()(const Pair<F>& v) const {
-    F h = F(0.0f);
-    if (Forward) h = Reverse ? forward * (v.q - v.p) : v.q - v.p;
-    if (Reverse) h = fma(Forward ? reverse * v.q : v.q, v.d, h);
-    return {F(0.0f), h};
+  KD_HD F operator()(F e_s, F e_t, F d_less_mean) const {
+    F g = of_student;
+    if (Reverse) g = Forward ? fma(d_less_mean, of_log_ratio, of_student) : d_less_mean * of_log_ratio;
+    g = e_s * g;
+    return Forward ? fma(e_t, of_teacher, g) : g;
   }
 };
 

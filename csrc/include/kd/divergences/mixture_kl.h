@@ -13,7 +13,7 @@
 KD_BEGIN
 
 template <class Form, class F, bool OfStudent> struct MixtureKl {
-  static constexpr LogRatio kLogRatio = Form::kLogRatio;
+  static constexpr bool kNeedsLogRatio = Form::kNeedsLogRatio;
   F b, rest;  // weights of q and of p in m
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {

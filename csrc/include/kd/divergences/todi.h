@@ -12,7 +12,7 @@
 KD_BEGIN
 
 template <class F, bool UnitBeta> struct Todi {
-  static constexpr LogRatio kLogRatio = LogRatio::kExact;
+  static constexpr bool kNeedsLogRatio = true;
   F beta;
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {
@@ -33,7 +33,7 @@ template <class F, bool UnitBeta> struct Todi {
 };
 
 template <class F, bool UnitBeta> struct FarTodi {
-  static constexpr LogRatio kLogRatio = LogRatio::kExact;
+  static constexpr bool kNeedsLogRatio = true;
   F beta;
 
   KD_HD Term<F> operator()(const Pair<F>& v) const {

@@ -12,12 +12,12 @@ template <class F> KD_HD Term<F> tvd_term(F difference, F q) {  // difference = 
 }
 
 template <class F> struct Tvd {
-  static constexpr LogRatio kLogRatio = LogRatio::kExact;
+  static constexpr bool kNeedsLogRatio = true;
   KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(Sides<F>(v).difference(), v.q); }
 };
 
 template <class F> struct FarTvd {
-  static constexpr LogRatio kLogRatio = LogRatio::kNone;
+  static constexpr bool kNeedsLogRatio = false;
   KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(v.q - v.p, v.q); }
 };
 

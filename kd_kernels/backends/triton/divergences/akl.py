@@ -12,8 +12,8 @@ from kd_kernels.backends.triton.row_sweeps import load_row, probabilities
 
 @triton.jit
 def order_key(z):
-    """uint32 in the order of the float32 z."""
-    bits = z.to(tl.int32, bitcast=True)
+    """uint32 in the order of the float32 z, zeros of both signs alike."""
+    bits = (z + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits < 0, ~bits, bits | -2147483648).to(tl.uint32, bitcast=True)
 
 
