@@ -26,15 +26,15 @@ def logits_pair(student: Tensor, teacher: Tensor) -> None:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got layout {_name(x.layout)}")
-        if x.dim() == 0 or x.shape[-1] == 0:
+        if not x.shape or x.shape[-1] == 0:
             raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
-    if student.shape[:-1] != teacher.shape[:-1]:
+    if student.shape != teacher.shape and student.shape[:-1] != teacher.shape[:-1]:
         raise ValueError(
             f"student and teacher must have the same rows, got shapes {list(student.shape)} and {list(teacher.shape)}"
         )
     if student.device != teacher.device:
         raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
-    if (student.dtype == torch.float64) != (teacher.dtype == torch.float64):
+    if student.dtype != teacher.dtype and torch.float64 in (student.dtype, teacher.dtype):
         raise TypeError(
             "student and teacher must both be float64, or neither; "
             f"got {_name(student.dtype)} and {_name(teacher.dtype)}"

@@ -24,10 +24,11 @@ class Spec(NamedTuple):
 
 
 class ReducedDivergence(torch.autograd.Function):
-    """Sum or mean over rows -> 0-d loss, entropies [2, N] or [0]."""
+    """Sum or mean over rows -> 0-d loss, entropies [2, N] or [0]. options: spec, reduction, with_entropy, backend."""
 
     @staticmethod
-    def forward(ctx, student, teacher, weight, normalizer, spec, reduction, with_entropy, backend):
+    def forward(ctx, student, teacher, weight, normalizer, options):
+        spec, reduction, with_entropy, backend = options
         loss, gradient, entropy = ops.divergence(
             student, teacher, weight, normalizer, *spec, reduction, True, with_entropy, backend
         )
@@ -40,16 +41,16 @@ class ReducedDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         if upstream is None:  # undefined: zero
-            return (None,) * 8
+            return (None,) * 5
         (gradient,) = ctx.saved_tensors
         if torch.compiler.is_compiling():
-            return (gradient * upstream, *[None] * 7)
+            return gradient * upstream, None, None, None, None
         with_graph = torch.is_grad_enabled()  # create_graph=True
         # Nobody will ask for the saved gradient again unless the graph is kept: it becomes the result itself.
         if with_graph or _graph_is_kept():
             gradient = gradient.detach().clone()
         select.implementation(ctx.backend).scale_(gradient, upstream.detach() if with_graph else upstream)
-        return (_first_order_only(gradient) if with_graph else gradient, *[None] * 7)
+        return _first_order_only(gradient) if with_graph else gradient, None, None, None, None
 
 
 class RowDivergence(torch.autograd.Function):

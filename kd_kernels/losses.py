@@ -120,4 +120,4 @@ def _by_kernel(student, teacher, weight, divisor, spec, reduction, with_entropy,
         return loss, entropy
     if reduction == "none":
         return RowDivergence.apply(student, teacher, weight, spec, with_entropy, backend)
-    return ReducedDivergence.apply(student, teacher, weight, divisor, spec, reduction, with_entropy, backend)
+    return ReducedDivergence.apply(student, teacher, weight, divisor, (spec, reduction, with_entropy, backend))

@@ -1,6 +1,7 @@
 """Time samples of several calls, interleaved so that what else the machine does falls on all of them alike."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ Clock = Callable[[Callable[[], object]], float]  # runs a call, returns its seco
 
 MIN_ROUNDS = 5
 _WARM_UP = 0.1  # of the time budget
+_MIN_SAMPLE = 1e-3  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,34 @@ def interleave(
 ) -> list[list[float]]:
     """Samples of each call: rounds of one sample each until `seconds` have passed, after rounds that do not count.
 
+    A sample of a call shorter than a millisecond is the mean of as many calls in a row as fill one: what a call costs,
+    and not what it costs to come after another.
+
     Args:
-        between: runs before each sample, outside its time.
+        between: runs before each call, outside its time.
     """
+    repeats = [1] * len(calls)
+
+    def sample(i: int) -> float:
+        total = 0.0
+        for _ in range(repeats[i]):
+            between()
+            total += clock(calls[i])
+        return total / repeats[i]
 
     def rounds(seconds: float, at_least: int) -> list[list[float]]:
         samples: list[list[float]] = [[] for _ in calls]
         end = time.perf_counter() + seconds
         while (done := len(samples[0])) < at_least or time.perf_counter() < end:
             for i in order(len(calls), done):
-                between()
-                samples[i].append(clock(calls[i]))
+                samples[i].append(sample(i))
             gc.collect(0)  # the cycles of this round, which may hold tensors
         between()
         return samples
 
     with _no_collection():
-        rounds(_WARM_UP * seconds, 1)
+        warm = rounds(_WARM_UP * seconds, 1)
+        repeats[:] = [math.ceil(_MIN_SAMPLE / max(min(times), 1e-2 * _MIN_SAMPLE)) for times in warm]
         return rounds(seconds, min_rounds)
 
 

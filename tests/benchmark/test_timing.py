@@ -34,12 +34,21 @@ def test_samples_are_interleaved_and_belong_to_their_call():
     assert rounds == [["abc"[i] for i in order(3, r)] for r in (0, 0, 1, 2, 3)]
 
 
-def test_between_runs_before_each_sample_and_outside_its_time():
+def test_between_runs_before_each_call_and_outside_its_time():
     log = []
-    [samples] = interleave([lambda: log.append("call")], seconds=0, clock=host_clock,
+    [samples] = interleave([lambda: (time.sleep(0.002), log.append("call"))], seconds=0, clock=host_clock,
                            between=lambda: (time.sleep(0.02), log.append("between")), min_rounds=3)  # fmt: skip
     assert log == ["between", "call", "between", *["between", "call"] * 3, "between"]
     assert max(samples) < 0.02
+
+
+def test_a_sample_of_a_short_call_is_the_mean_of_several():
+    times = iter([2e-4, *[1e-4, 3e-4, 2e-4, 2e-4, 5e-4] * 3])  # the first says that five fill a millisecond
+    ran = []
+    [samples] = interleave([lambda: ran.append(1)], seconds=0, clock=lambda call: (call(), next(times))[1],
+                           between=lambda: None, min_rounds=3)  # fmt: skip
+    assert samples == pytest.approx([2.6e-4] * 3)
+    assert len(ran) == 16
 
 
 def test_rounds_go_on_until_the_time_is_over():
