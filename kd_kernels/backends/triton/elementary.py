@@ -8,7 +8,7 @@ import triton.language as tl
 
 LN2 = tl.constexpr(0.69314718055994530942)
 LOG2_E = tl.constexpr(1.44269504088896340736)
-TINY = tl.constexpr(1.17549435e-38)  # the smallest normal float32
+TINY = tl.constexpr(2.0**-126)  # the smallest normal float32; anything less would make a float64 of what it meets
 FAR_DECAY = tl.constexpr(87.0)  # e^-x is zero beside 1 from here on
 
 
