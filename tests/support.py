@@ -17,9 +17,21 @@ KINDS: list[Divergence] = [
 DEFAULTS = [cls() for cls in kd.KINDS.values()]
 COMPILED = ["cpu", "triton"]
 
+# The interpreter is slow: it runs what is compiled to code of its own, on fewer rows.
+INTERPRETED = [*DEFAULTS, kd.ToDi(2.0)]
+
 
 def name(kind: Divergence) -> str:
     return repr(kind).replace("()", "")
+
+
+def runs(kind: Divergence, backend: str) -> bool:
+    return GPU or backend != "triton" or kind in INTERPRETED
+
+
+def few(backend: str, rows: int, fewer: int) -> int:
+    """The number of rows, or of entries in a row, where the interpreter has to go through them."""
+    return fewer if backend == "triton" and not GPU else rows
 
 
 def on_device(backend: str, *tensors):
@@ -31,4 +43,8 @@ def on_device(backend: str, *tensors):
 
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=name)
 each_default = pytest.mark.parametrize("kind", DEFAULTS, ids=name)
+each_kind_and_backend = pytest.mark.parametrize(
+    ("kind", "backend"),
+    [pytest.param(k, b, id=f"{name(k)}-{b}") for k in KINDS for b in COMPILED if runs(k, b)],
+)
 each_backend = pytest.mark.parametrize("backend", COMPILED)

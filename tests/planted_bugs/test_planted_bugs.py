@@ -1,0 +1,51 @@
+"""Plausible mistakes, planted one at a time in a copy of the sources: a few small inputs show every one of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cpu_bugs
+import pytest
+import triton_bugs
+
+import kd_kernels
+from kd_kernels.backends import select
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+HALVES = 2  # of the bugs of the core, for two processors
+
+
+def missed(bugs, folder, script, *arguments, **options):
+    """What is wrong in the bugs that drew no complaint."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(kd_kernels.__file__).parent, folder / "kd_kernels", ignore=ignore)
+    shutil.copytree(CSRC, folder / "csrc")
+    environment = os.environ | {
+        "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return [bug.why for bug, noticed in zip(bugs, json.loads(run.stdout), strict=True) if noticed is None]
+
+
+@pytest.mark.parametrize("file", list(dict.fromkeys(bug.file for bug in triton_bugs.BUGS)))
+def test_bugs_in_triton_kernels_are_noticed(file, tmp_path):
+    if reason := select.unavailable("triton"):
+        pytest.skip(reason)
+    bugs = [bug for bug in triton_bugs.BUGS if bug.file == file]
+    assert missed(bugs, tmp_path, "check_triton.py", file) == []
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("half", range(HALVES))
+def test_bugs_in_the_native_core_are_noticed(half, tmp_path):
+    from kd_kernels import _core
+
+    avx2 = json.dumps(int(_core.best_simd()) >= int(_core.Simd.avx2))
+    assert missed(cpu_bugs.BUGS[half::HALVES], tmp_path, "check_cpu.py", half, HALVES, input=avx2) == []
