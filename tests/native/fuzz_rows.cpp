@@ -1,6 +1,7 @@
 // Feeds the native core random shapes, layouts, types and hostile numbers, from buffers that end where the tensors do.
-// Built with the address and undefined-behaviour sanitizers, it fails where they find something, or where a row breaks a
-// promise: rows of weight 0 give exactly 0, numbers give no NaN, values are never negative, memory between rows is kept.
+// Built with the address and undefined-behaviour sanitizers, it fails where they find something, or where a row breaks
+// a promise: rows of weight 0 give exactly 0, numbers give no NaN, values are never negative, memory between rows is
+// kept.
 //
 //   fuzz_rows SEED CALLS
 #include <cmath>
