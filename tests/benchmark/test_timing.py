@@ -43,7 +43,9 @@ def test_between_runs_before_each_call_and_outside_its_time():
         log.append("stop")
         return 1.0
 
-    interleave([lambda: log.append("call")], seconds=0, clock=clock, between=lambda: log.append("between"), min_rounds=3)
+    interleave(
+        [lambda: log.append("call")], seconds=0, clock=clock, between=lambda: log.append("between"), min_rounds=3
+    )
     sample = ["between", "start", "call", "stop"]
     assert log == [*sample, "between", *sample * 3, "between"]
 
