@@ -1,6 +1,7 @@
 """A tiny pair of models, a text, and the command run on them."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,11 @@ def arguments(teacher: str, student: str, data: str, tmp_path: Path) -> Callable
 @pytest.fixture
 def run(arguments: Callable[..., list[str]]) -> Callable[..., int]:
     return lambda **changes: main(arguments(**changes))
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -16,4 +16,4 @@ def test_a_run_leaves_a_picture_of_three_curves(run, tmp_path):
     pixels = (255 * image.imread(path)[..., :3]).round().astype(int)
     blue, orange, green, red = (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40)
     for colour in (blue, orange, green, red):
-        assert (pixels == colour).all(axis=-1).sum() > 20
+        assert (abs(pixels - colour).max(axis=-1) < 60).sum() > 20  # a line between two pixels is paler
