@@ -6,6 +6,7 @@ on the left):
     k2_s, k2_t   log2(e) / T                     off_s, off_t   log2 of an entry's exponential is z k2 + off
     inv_s, inv_t  1 / sum of exponentials
     shift_s, shift_t, ratio, rate, gap            d = ((z_s - shift_s) - ratio (z_t - shift_t)) rate - gap
+    mean                                          of log2 (e_s / e_t) under q, where the reverse KL was asked for
 """
 
 import triton
