@@ -19,9 +19,11 @@ from kd_kernels.divergences import (
     SkewReverseKL,
     ToDi,
 )
+from kd_kernels.head import Head
 from kd_kernels.losses import divergence
 from kd_kernels.memory import release_memory
 from kd_kernels.stats import Stats
+from kd_kernels.top_k import TopK
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,7 @@ __all__ = [
     "TVD",
     "Divergence",
     "ForwardKL",
+    "Head",
     "JSStudent",
     "JSTeacher",
     "Jeffreys",
@@ -40,6 +43,7 @@ __all__ = [
     "SkewReverseKL",
     "Stats",
     "ToDi",
+    "TopK",
     "divergence",
     "release_memory",
 ]

@@ -10,6 +10,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from kd_kernels.head import Head
+from kd_kernels.top_k import TAILS, TopK
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -17,23 +20,151 @@ REDUCTIONS = ("mean", "sum", "none")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e6
 
 
+Side = Tensor | Head | TopK
+
+
 def logits_pair(student: Tensor, teacher: Tensor) -> None:
     """Checks that student and teacher are logits of the same rows on the same device."""
-    for name, x in (("student", student), ("teacher", teacher)):
+    _logits("student", student)
+    _logits("teacher", teacher)
+    _same_rows(student, teacher)
+    _same_precision(student, teacher)
+
+
+def sides(student: Tensor | Head, teacher: Side) -> None:
+    """Checks a pair of which at least one is not logits."""
+    for name, side in (("student", student), ("teacher", teacher)):
+        if isinstance(side, Head):
+            _head(name, side)
+        elif isinstance(side, TopK) and name == "teacher":
+            _top_k(side)
+        else:
+            _logits(name, side)
+    _same_rows(rows_of(student), rows_of(teacher))
+    if isinstance(teacher, TopK):
+        _entries_of(teacher, vocabularies(student, teacher)[0])
+    else:
+        _same_precision(rows_of(student), rows_of(teacher))
+
+
+def rows_of(side: Side) -> Tensor:
+    """The tensor `[..., X]` that has the rows of a side."""
+    return side.hidden if isinstance(side, Head) else side.logprobs if isinstance(side, TopK) else side
+
+
+def vocabularies(student: Tensor | Head, teacher: Side) -> tuple[int, int]:
+    """Sizes of the vocabularies; the entries of a sparse teacher are those of the student's."""
+    sizes = [
+        side.weight.shape[0] if isinstance(side, Head) else side.shape[-1]
+        for side in (student, teacher)
+        if not isinstance(side, TopK)
+    ]
+    return sizes[0], sizes[-1]
+
+
+def chunks(chunk_tokens: int | None, memory_budget: int | None) -> None:
+    for name, value in (("chunk_tokens", chunk_tokens), ("memory_budget", memory_budget)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if chunk_tokens is not None and memory_budget is not None:
+        raise ValueError("chunk_tokens and memory_budget both decide the size of chunks: pass one of them")
+
+
+def _logits(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        also = "" if name == "student" else ", a Head or a TopK"
+        raise TypeError(f"{name} must be a tensor of logits{also or ' or a Head'}, got {type(x).__name__}")
+    _real_dense(name, x)
+    if not x.shape or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
+
+
+def _head(name: str, head: Head) -> None:
+    for part, x in (("hidden", head.hidden), ("weight", head.weight), ("bias", head.bias)):
+        if part == "bias" and x is None:
+            continue
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor of logits, got {type(x).__name__}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
-        if x.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {_name(x.layout)}")
-        if not x.shape or x.shape[-1] == 0:
-            raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
+            raise TypeError(f"{part} of the {name}'s head must be a tensor, got {type(x).__name__}")
+        _real_dense(f"{part} of the {name}'s head", x)
+    hidden, weight, bias = head.hidden, head.weight, head.bias
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"weight of the {name}'s head must have shape [V, H], got {list(weight.shape)}")
+    if not hidden.shape or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden of the {name}'s head must have shape [..., {weight.shape[1]}], as wide as its weight, got "
+            f"{list(hidden.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias of the {name}'s head must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+    for part, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.device != hidden.device:
+            raise ValueError(
+                f"{part} of the {name}'s head must be on the device of hidden {hidden.device}, got {x.device}"
+            )
+        if x is not None and (x.dtype == torch.float64) != (hidden.dtype == torch.float64):
+            raise TypeError(
+                f"hidden and {part} of the {name}'s head must both be float64, or neither; "
+                f"got {_name(hidden.dtype)} and {_name(x.dtype)}"
+            )
+    for part, value in (("scale", head.scale), ("softcap", head.softcap)):
+        if part == "softcap" and value is None:
+            continue
+        if not _is_number(value):
+            raise TypeError(f"{part} of the {name}'s head must be a number, got {type(value).__name__}")
+        if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"{part} of the {name}'s head must be between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}, got {value}"
+            )
+
+
+def _top_k(teacher: TopK) -> None:
+    for part, x in (("ids", teacher.ids), ("logprobs", teacher.logprobs)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{part} of the teacher must be a tensor, got {type(x).__name__}")
+    if teacher.ids.is_floating_point() or teacher.ids.is_complex() or teacher.ids.dtype == torch.bool:
+        raise TypeError(f"ids of the teacher must be integers, got {_name(teacher.ids.dtype)}")
+    _real_dense("logprobs of the teacher", teacher.logprobs)
+    if not teacher.ids.shape or teacher.ids.shape != teacher.logprobs.shape:
+        raise ValueError(
+            "ids and logprobs of the teacher must have the same shape [..., K], got "
+            f"{list(teacher.ids.shape)} and {list(teacher.logprobs.shape)}"
+        )
+    if teacher.ids.device != teacher.logprobs.device:
+        raise ValueError(f"ids must be on the device of logprobs {teacher.logprobs.device}, got {teacher.ids.device}")
+    if teacher.tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {teacher.tail!r}")
+
+
+def _entries_of(teacher: TopK, size: int) -> None:
+    """Checks ids against the vocabulary where that needs no synchronisation with a device."""
+    if teacher.ids.device.type != "cpu" or torch.compiler.is_compiling() or not teacher.ids.numel():
+        return
+    largest = int(teacher.ids.max())
+    if largest >= size:
+        raise ValueError(f"ids of the teacher must be below the student's vocabulary of {size} entries, got {largest}")
+
+
+def _real_dense(name: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {_name(x.layout)}")
+
+
+def _same_rows(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape and student.shape[:-1] != teacher.shape[:-1]:
         raise ValueError(
             f"student and teacher must have the same rows, got shapes {list(student.shape)} and {list(teacher.shape)}"
         )
     if student.device != teacher.device:
         raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
+
+
+def _same_precision(student: Tensor, teacher: Tensor) -> None:
     if student.dtype != teacher.dtype and torch.float64 in (student.dtype, teacher.dtype):
         raise TypeError(
             "student and teacher must both be float64, or neither; "

@@ -4,6 +4,7 @@ A reduced loss computes its gradient together with its value, in one read of the
 the upstream scalar. Per-row losses compute the gradient in backward, from the upstream gradient of each row.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,15 +43,7 @@ class ReducedDivergence(torch.autograd.Function):
     def backward(ctx, upstream, _):
         if upstream is None:  # undefined: zero
             return (None,) * 5
-        (gradient,) = ctx.saved_tensors
-        if torch.compiler.is_compiling():
-            return gradient * upstream, None, None, None, None
-        with_graph = torch.is_grad_enabled()  # create_graph=True
-        # Nobody will ask for the saved gradient again unless the graph is kept: it becomes the result itself.
-        if with_graph or _graph_is_kept():
-            gradient = gradient.detach().clone()
-        select.implementation(ctx.backend).scale_(gradient, upstream.detach() if with_graph else upstream)
-        return _first_order_only(gradient) if with_graph else gradient, None, None, None, None
+        return *_scaled(ctx.saved_tensors, upstream, ctx.backend), None, None, None, None
 
 
 class RowDivergence(torch.autograd.Function):
@@ -77,6 +70,96 @@ class RowDivergence(torch.autograd.Function):
         return (_first_order_only(gradient) if with_graph else gradient, *[None] * 5)
 
 
+class ChunkOptions(NamedTuple):
+    """The arguments of the op over chunks that are not tensors."""
+
+    student_transform: list[float]
+    teacher_transform: list[float]
+    tail: str
+    spec: Spec
+    reduction: str
+    wanted: list[bool]
+    with_stats: bool
+    on_device: bool
+    chunk_tokens: int | None
+    memory_budget: int | None
+    backend: str
+
+
+class ChunkTensors(NamedTuple):
+    """Those that are, in the order of the op."""
+
+    student: Tensor
+    student_weight: Tensor | None
+    student_bias: Tensor | None
+    teacher: Tensor
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    ids: Tensor | None
+    weight: Tensor | None
+    normalizer: Tensor | None
+
+
+def chunked(x: ChunkTensors, options: ChunkOptions, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
+    """-> loss; gradients of student, weight and bias; statistics."""
+    return ops.chunked_divergence(
+        x.student, x.student_weight, x.student_bias, options.student_transform, x.teacher, x.teacher_weight,
+        x.teacher_bias, options.teacher_transform, x.ids, options.tail, x.weight, upstream, x.normalizer, *options.spec,
+        *options[4:],
+    )  # fmt: skip
+
+
+class ReducedChunks(torch.autograd.Function):
+    """Sum or mean over rows from hidden states or a sparse teacher: ChunkOptions, *ChunkTensors -> 0-d loss, stats."""
+
+    @staticmethod
+    def forward(ctx, options, *tensors):
+        loss, *gradients, stats = chunked(ChunkTensors(*tensors), options)
+        ctx.save_for_backward(*gradients)
+        ctx.options = options
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return loss, stats
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        if upstream is None:  # undefined: zero
+            return (None,) * (1 + len(ChunkTensors._fields))
+        gradients = _scaled(ctx.saved_tensors, upstream, ctx.options.backend)
+        return None, *_wanted(gradients, ctx.options), *[None] * 6
+
+
+class RowChunks(torch.autograd.Function):
+    """Per-row losses likewise -> losses (N,), stats. Backward computes everything again, with each row's gradient."""
+
+    @staticmethod
+    def forward(ctx, options, *tensors):
+        nothing = options._replace(wanted=[False] * 3)
+        losses, *_, stats = chunked(ChunkTensors(*tensors), nothing)
+        ctx.save_for_backward(*tensors)
+        ctx.options = options._replace(with_stats=False)
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return losses, stats
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        if upstream is None:  # undefined: zero
+            return (None,) * (1 + len(ChunkTensors._fields))
+        with_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        tensors, upstream = ctx.saved_tensors, upstream.detach()
+        if with_graph:
+            tensors = [None if x is None else x.detach() for x in tensors]
+        _, *gradients, _ = chunked(ChunkTensors(*tensors), ctx.options, upstream)
+        if with_graph:
+            gradients = [_first_order_only(g) for g in gradients]
+        return None, *_wanted(gradients, ctx.options), *[None] * 6
+
+
+def _wanted(gradients: Sequence[Tensor], options: ChunkOptions) -> list[Tensor | None]:
+    return [g if wanted else None for g, wanted in zip(gradients, options.wanted, strict=True)]
+
+
 class _FirstOrderOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gradient):
@@ -87,6 +170,20 @@ class _FirstOrderOnly(torch.autograd.Function):
         raise RuntimeError(
             "the compiled backends of kd_kernels have first derivatives only; use backend='reference' for second ones"
         )
+
+
+def _scaled(gradients: Sequence[Tensor], upstream: Tensor, backend: str) -> list[Tensor]:
+    """Saved gradients times the upstream scalar."""
+    if torch.compiler.is_compiling():
+        return [gradient * upstream for gradient in gradients]
+    with_graph = torch.is_grad_enabled()  # create_graph=True
+    # Nobody will ask for the saved gradients again unless the graph is kept: they become the result themselves.
+    if with_graph or _graph_is_kept():
+        gradients = [gradient.detach().clone() for gradient in gradients]
+    factor = upstream.detach() if with_graph else upstream
+    for gradient in gradients:
+        select.implementation(backend).scale_(gradient, factor)
+    return [_first_order_only(gradient) for gradient in gradients] if with_graph else list(gradients)
 
 
 def _first_order_only(gradient: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ synchronise with the device and carry no autograd of their own: kd_kernels/autog
 import torch
 
 from kd_kernels.backends import select
+from kd_kernels.chunks import run as chunks
 
 _ROWS = "str family, float[] params, float[] inverse_temperatures, float scale, SymInt columns"
 
@@ -21,6 +22,16 @@ torch.library.define(
     f"(Tensor upstream, Tensor student, Tensor teacher, Tensor? weight, {_ROWS}, str backend) -> Tensor gradient",
     tags=torch.Tag.pt2_compliant_tag,
 )
+# One side: logits; or hidden states with weight, bias and [scale, softcap]; the teacher's may be log-probabilities of ids.
+_SIDE = "Tensor {0}, Tensor? {0}_weight, Tensor? {0}_bias, float[] {0}_transform"
+torch.library.define(
+    "kd_kernels::chunked_divergence",
+    f"({_SIDE.format('student')}, {_SIDE.format('teacher')}, Tensor? ids, str tail, Tensor? weight, Tensor? upstream, "
+    f"Tensor? normalizer, {_ROWS}, str reduction, bool[] wanted, bool with_stats, bool on_device, "
+    "SymInt? chunk_tokens, SymInt? memory_budget, str backend) -> (Tensor loss, Tensor student_gradient, "
+    "Tensor weight_gradient, Tensor bias_gradient, Tensor stats)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
 @torch.library.impl("kd_kernels::divergence", "CompositeExplicitAutograd")
@@ -31,6 +42,11 @@ def _divergence(*args):
 @torch.library.impl("kd_kernels::divergence_backward", "CompositeExplicitAutograd")
 def _divergence_backward(*args):
     return select.implementation(args[-1]).divergence_backward(*args[:-1])
+
+
+@torch.library.impl("kd_kernels::chunked_divergence", "CompositeExplicitAutograd")
+def _chunked_divergence(*args):
+    return chunks.divergence(*args)
 
 
 @torch.library.register_fake("kd_kernels::divergence")
@@ -49,5 +65,21 @@ def _divergence_backward_fake(upstream, student, *args):
     return student.new_empty(student.shape)
 
 
+@torch.library.register_fake("kd_kernels::chunked_divergence")
+def _chunked_divergence_fake(student, student_weight, student_bias, student_transform, teacher, teacher_weight,
+                             teacher_bias, teacher_transform, ids, tail, weight, upstream, normalizer, family, params,
+                             inverse_temperatures, scale, columns, reduction, wanted, with_stats, on_device,
+                             chunk_tokens, memory_budget, backend):  # fmt: skip
+    rows = student.shape[0]
+    real = torch.float64 if student.dtype == torch.float64 else torch.float32
+    gradients = (
+        x.new_empty(x.shape) if wants else student.new_empty(0)
+        for x, wants in zip((student, student_weight, student_bias), wanted, strict=True)
+    )  # fmt: skip
+    stats = student.new_empty((2 if ids is None else 5, rows) if with_stats else (0, 0), dtype=real)
+    return student.new_empty((rows,) if reduction == "none" else (), dtype=real), *gradients, stats
+
+
 divergence = torch.ops.kd_kernels.divergence.default
 divergence_backward = torch.ops.kd_kernels.divergence_backward.default
+chunked_divergence = torch.ops.kd_kernels.chunked_divergence.default

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums of numbers of this dtype are accumulated in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def count(weight: Tensor | None, rows: Tensor) -> Tensor:
     """Number of rows of non-zero weight, 0-d int64; `rows` is any tensor with one entry per row."""
     return torch.ones_like(rows, dtype=torch.int64).sum() if weight is None else (weight != 0).sum()

@@ -35,7 +35,7 @@ def divergence(
     real = _real(student)
     rows = student.shape[0]
     loss = torch.empty(rows if reduction == "none" else (), dtype=real)
-    gradient = _empty_gradient(student) if with_gradient else student.new_empty(0)
+    gradient = empty_gradient(student) if with_gradient else student.new_empty(0)
     entropy = torch.empty((2, rows) if with_entropy else 0, dtype=real)
     _run(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns, reduction,
          gradient, loss, entropy)  # fmt: skip
@@ -53,11 +53,31 @@ def divergence_backward(
     scale: float,
     columns: int,
 ) -> Tensor:
-    gradient = _empty_gradient(student)
-    losses = torch.empty(student.shape[0], dtype=_real(student))
-    _run(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, "none",
-         gradient, losses, losses[:0])  # fmt: skip
+    gradient = empty_gradient(student)
+    row_losses(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
+               gradient[:0])  # fmt: skip
     return gradient
+
+
+def row_losses(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    upstream: Tensor | None,
+    normalizer: Tensor | None,
+    family: str,
+    params: list[float],
+    inverse_temperatures: list[float],
+    scale: float,
+    columns: int,
+    gradient: Tensor,  # (N, V) contiguous: to be written; may be `student` itself; empty: not wanted
+    entropy: Tensor,  # (2, N) likewise
+) -> Tensor:
+    """-> weighted losses (N,)."""
+    losses = torch.empty(student.shape[0], dtype=_real(student))
+    _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns, "none",
+         gradient, losses, entropy)  # fmt: skip
+    return losses
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> None:
@@ -91,7 +111,8 @@ def _run(student, teacher, weight, upstream, normalizer, family, params, inverse
     )  # fmt: skip
 
 
-def _empty_gradient(student: Tensor) -> Tensor:
+def empty_gradient(student: Tensor) -> Tensor:
+    """Memory for the gradient of logits (N, V), contiguous."""
     if student.numel() * student.itemsize < _KEPT_BYTES:
         return torch.empty(student.shape, dtype=student.dtype)
     memory = _core.GradientMemory(student.numel() * student.itemsize)

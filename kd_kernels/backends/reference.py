@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_kernels.divergences import Divergence
 from kd_kernels.reduction import reduce
+from kd_kernels.top_k import PADDING, Entries
 
 
 def divergence(
@@ -31,6 +32,51 @@ def divergence(
     loss = reduce(scale * kind.rows(log_p, log_q), weight, reduction, normalizer)
     entropy = torch.stack([_entropy(log_q, weight), _entropy(log_p, weight)]).detach() if with_entropy else None
     return loss, entropy
+
+
+def top_k_divergence(
+    student: Tensor,  # (N, V)
+    listed: Entries,  # of the teacher, (N, K)
+    weight: Tensor | None,  # (N,)
+    normalizer: float | Tensor | None,
+    kind: Divergence,
+    temperature: float,
+    scale: float,
+    columns: int,
+    reduction: str,
+    with_stats: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """-> loss, 0-d or [N]; statistics [5, N]: entropies, masses on the listed entries, overlap."""
+    log_q = _log_probabilities(student, weight, columns, temperature)
+    empty = listed.ids == PADDING
+    listed_q = log_q.gather(1, listed.ids.clamp(min=0)).masked_fill(empty, -math.inf)
+    listed_p = listed.logprobs
+    outside = torch.ones_like(log_q, dtype=torch.bool).scatter(1, listed.ids.masked_fill(empty, 0), False)
+    # Slot 0 stands in for empty slots: put it back where no slot lists it.
+    outside[:, 0] = (listed.ids != 0).all(1)
+    some = outside.any(1)
+    rest_q = torch.where(outside | ~some[:, None], log_q, -math.inf).logsumexp(1).masked_fill(~some, -math.inf)
+    rest_p = (1 - listed_p.exp().sum(1)).clamp(min=0).log().masked_fill(~some, -math.inf)
+    if listed.tail == "bucket":
+        log_p, compared = torch.cat([listed_p, rest_p[:, None]], 1), torch.cat([listed_q, rest_q[:, None]], 1)
+    elif listed.tail == "truncate":
+        log_p, compared = listed_p, listed_q
+    else:
+        nothing = empty.all(1, keepdim=True)
+        log_p, compared = (x.masked_fill(nothing, 0).log_softmax(1) for x in (listed_p, listed_q))
+    loss = reduce(scale * kind.rows(log_p, compared), weight, reduction, normalizer)
+    if not with_stats:
+        return loss, None
+    with torch.no_grad():
+        count = (~empty).sum(1)
+        likeliest = log_q.topk(min(listed.ids.shape[1], columns), 1).values
+        threshold = likeliest.gather(1, (count.clamp(1, likeliest.shape[1]) - 1)[:, None])
+        shares = [
+            listed_q.exp().sum(1), listed_p.exp().sum(1), (~empty & (listed_q >= threshold)).sum(1) / count.clamp(min=1)
+        ]  # fmt: skip
+        if weight is not None:
+            shares = [torch.where(weight != 0, x, 0) for x in shares]
+        return loss, torch.stack([_entropy(compared, weight), _entropy(log_p, weight), *shares])
 
 
 def _log_probabilities(logits: Tensor, weight: Tensor | None, columns: int, temperature: float) -> Tensor:

@@ -34,7 +34,16 @@ def resolve(kind: str | Divergence, params: dict[str, float]) -> Divergence:
     return cls(**params)
 
 
+def formula(kernel: Kernel) -> Divergence:
+    """The divergence that a kernel computes: the inverse of `Divergence.kernel`, up to names for the same formula."""
+    a, b = kernel.params
+    if kernel.family == "kl":
+        return {(1, 0): ForwardKL(), (0, 1): ReverseKL(), (1, 1): Jeffreys()}[a, b]
+    cls = {"jsd": JSD, "teacher_mixture": JSTeacher, "student_mixture": JSStudent, "todi": ToDi, "akl": AKL}
+    return TVD() if kernel.family == "tvd" else cls[kernel.family](a)
+
+
 __all__ = [
     "AKL", "JSD", "KINDS", "TVD", "Divergence", "ForwardKL", "JSStudent", "JSTeacher", "Jeffreys", "Kernel",
-    "ReverseKL", "SkewForwardKL", "SkewReverseKL", "ToDi", "resolve",
+    "ReverseKL", "SkewForwardKL", "SkewReverseKL", "ToDi", "formula", "resolve",
 ]  # fmt: skip

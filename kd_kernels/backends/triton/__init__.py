@@ -28,11 +28,10 @@ def divergence(
     rows = student.shape[0]
     if reduction == "mean":
         normalizer = count(weight, student[:, 0]).clamp(min=1)
-    value = student.new_empty(rows, dtype=torch.float32)
-    gradient = torch.empty(student.shape if with_gradient else 0, dtype=student.dtype, device=student.device)
-    entropy = value.new_empty((2, rows) if with_entropy else 0)
-    _launch(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns, gradient,
-            value, entropy)  # fmt: skip
+    gradient = empty_gradient(student if with_gradient else student[:0])
+    entropy = student.new_empty((2, rows) if with_entropy else 0, dtype=torch.float32)
+    value = row_losses(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns,
+                       gradient, entropy)  # fmt: skip
     if reduction == "none":
         return value, gradient, entropy
     total = value.sum()
@@ -50,11 +49,36 @@ def divergence_backward(
     scale: float,
     columns: int,
 ) -> Tensor:
-    gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
-    value = student.new_empty(student.shape[0], dtype=torch.float32)
-    _launch(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
-            value, value[:0])  # fmt: skip
+    gradient = empty_gradient(student)
+    row_losses(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
+               gradient[:0])  # fmt: skip
     return gradient
+
+
+def row_losses(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    upstream: Tensor | None,
+    normalizer: Tensor | None,
+    family: str,
+    params: list[float],
+    inverse_temperatures: list[float],
+    scale: float,
+    columns: int,
+    gradient: Tensor,  # (N, V) contiguous: to be written; may be `student` itself; empty: not wanted
+    entropy: Tensor,  # (2, N) likewise
+) -> Tensor:
+    """-> weighted losses (N,)."""
+    losses = student.new_empty(student.shape[0], dtype=torch.float32)
+    _launch(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns,
+            gradient, losses, entropy)  # fmt: skip
+    return losses
+
+
+def empty_gradient(student: Tensor) -> Tensor:
+    """Memory for the gradient of logits (N, V), contiguous."""
+    return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> None:
