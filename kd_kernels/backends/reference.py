@@ -33,12 +33,33 @@ def divergence(
     return loss, entropy
 
 
+def tail_logits(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K): distinct within a row, or outside [0, columns) for an empty slot
+    weight: Tensor | None,  # (N,): a row of weight 0 is not read, and gives 0
+    inverse_temperature: float,
+    columns: int,
+) -> Tensor:  # (N,)
+    """log sum exp(z / T) over the entries outside the list; -inf where there are none."""
+    slots = torch.where((ids >= 0) & (ids < columns), ids, columns)  # those that are empty share a column more
+    listed = torch.zeros(logits.shape[0], columns + 1, dtype=torch.bool, device=logits.device)
+    listed = listed.scatter(1, slots, True)[:, :columns]
+    scaled = _as_real(logits, weight, columns) * inverse_temperature
+    scaled = torch.where(listed, -math.inf, scaled)
+    empty = (scaled == -math.inf).all(-1)  # logsumexp has no gradient there, and would give NaN
+    tail = torch.where(empty, -math.inf, torch.where(empty.unsqueeze(-1), 0, scaled).logsumexp(-1))
+    return tail if weight is None else torch.where(weight != 0, tail, 0)
+
+
+def _as_real(logits: Tensor, weight: Tensor | None, columns: int) -> Tensor:
+    logits = logits[:, :columns].to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    if weight is None:
+        return logits
+    return torch.where((weight != 0).unsqueeze(-1), logits, 0)  # other rows are not read: they may hold NaN
+
+
 def _log_probabilities(logits: Tensor, weight: Tensor | None, columns: int, temperature: float) -> Tensor:
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    logits = logits[:, :columns].to(real)
-    if weight is not None:  # rows that do not count are not read: they may hold NaN
-        logits = torch.where((weight != 0).unsqueeze(-1), logits, 0)
-    return (logits / temperature).log_softmax(-1)
+    return (_as_real(logits, weight, columns) / temperature).log_softmax(-1)
 
 
 def _entropy(log_probabilities: Tensor, weight: Tensor | None) -> Tensor:
