@@ -45,6 +45,27 @@ void divergence_rows(int64_t rows, int64_t columns, int64_t width, Address stude
   kd::run_rows(call, total, threads);
 }
 
+// Likewise; `gradient` is 0 where the tails are wanted.
+void tail_rows(int64_t rows, int64_t columns, int64_t width, int64_t slots, Address logits, int64_t stride, int dtype,
+               Address ids, Address weight, Address tail, double inverse_temperature, Address gradient,
+               int64_t gradient_stride, Address entries, Address tail_factor, int threads) {
+  kd::TailCall call{};
+  call.rows = rows;
+  call.columns = columns;
+  call.width = width;
+  call.slots = slots;
+  call.logits = {pointer(logits), stride, static_cast<kd::DType>(dtype)};
+  call.gradient = {pointer(gradient), gradient_stride, call.logits.dtype};
+  call.ids = static_cast<const int64_t*>(pointer(ids));
+  call.weight = pointer(weight);
+  call.tail = pointer(tail);
+  call.entries = pointer(entries);
+  call.tail_factor = pointer(tail_factor);
+  call.inverse_temperature = inverse_temperature;
+  py::gil_scoped_release release;
+  kd::run_tail(call, threads);
+}
+
 // The memory of one gradient as a buffer of bytes, given back when the last tensor over it is gone.
 class GradientMemory {
  public:
@@ -67,6 +88,7 @@ class GradientMemory {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "CPU kernels of kd_kernels.";
   m.def("divergence_rows", &divergence_rows);
+  m.def("tail_rows", &tail_rows);
   py::class_<GradientMemory>(m, "GradientMemory", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer(&GradientMemory::buffer);

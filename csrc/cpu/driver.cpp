@@ -35,6 +35,16 @@ RowFunction row_function(DType student, DType teacher) {
   return row_function_scalar(student, teacher);
 }
 
+TailFunction tail_function(DType dtype) {
+#if defined(KD_X86)
+  if (dtype != DType::kFloat64) {
+    if (simd() == Simd::kAvx512) return tail_function_avx512(dtype);
+    if (simd() == Simd::kAvx2) return tail_function_avx2(dtype);
+  }
+#endif
+  return tail_function_scalar(dtype);
+}
+
 // One thread's scratch, kept for its next call: a row or two of the vocabulary, small beside any batch of logits.
 void* thread_scratch(size_t bytes) {
   struct Free {
@@ -50,6 +60,32 @@ void* thread_scratch(size_t bytes) {
     capacity = bytes;
   }
   return buffer.get();
+}
+
+// Calls body(row, scratch) for each row, on at most `threads` threads.
+template <class Body>
+void for_each_row(int64_t rows, int64_t columns, int threads, size_t scratch_bytes, const Body& body) {
+  // Some 20 microseconds of work per thread repay waking it.
+  const int64_t work = rows * columns;
+  const int team = work < 65536 || rows < 2 ? 1 : int(threads < rows ? threads : rows);
+  std::atomic<bool> no_memory{false};
+  if (team <= 1) {
+    void* scratch = thread_scratch(scratch_bytes);
+    if (!scratch) throw std::bad_alloc();
+    for (int64_t i = 0; i < rows; ++i) body(i, scratch);
+  } else {
+#pragma omp parallel num_threads(team)
+    {
+      void* scratch = thread_scratch(scratch_bytes);
+      if (!scratch) no_memory = true;
+      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
+      const int64_t chunk = rows / (team * 16) + 1;
+#pragma omp for schedule(dynamic, chunk)
+      for (int64_t i = 0; i < rows; ++i)
+        if (scratch) body(i, scratch);
+    }
+    if (no_memory) throw std::bad_alloc();
+  }
 }
 
 template <class Real> double weight_of(const RowsCall& call, int64_t row) {
@@ -74,28 +110,8 @@ template <class Real> void run(RowsCall call, const Total& total, int threads) {
   const RowFunction row = row_function(call.student.dtype, call.teacher.dtype);
   const double divisor = divisor_of<Real>(call, total);
   const size_t scratch_bytes = sizeof(Real) * size_t(kScratchRows * scratch_row(call.columns));
-
-  // Some 20 microseconds of work per thread repay waking it.
-  const int64_t work = call.rows * call.columns;
-  const int team = work < 65536 || call.rows < 2 ? 1 : int(threads < call.rows ? threads : call.rows);
-  std::atomic<bool> no_memory{false};
-  if (team <= 1) {
-    void* scratch = thread_scratch(scratch_bytes);
-    if (!scratch) throw std::bad_alloc();
-    for (int64_t i = 0; i < call.rows; ++i) row(call, i, 1.0 / divisor, scratch);
-  } else {
-#pragma omp parallel num_threads(team)
-    {
-      void* scratch = thread_scratch(scratch_bytes);
-      if (!scratch) no_memory = true;
-      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
-      const int64_t chunk = call.rows / (team * 16) + 1;
-#pragma omp for schedule(dynamic, chunk)
-      for (int64_t i = 0; i < call.rows; ++i)
-        if (scratch) row(call, i, 1.0 / divisor, scratch);
-    }
-    if (no_memory) throw std::bad_alloc();
-  }
+  for_each_row(call.rows, call.columns, threads, scratch_bytes,
+               [&](int64_t i, void* scratch) { row(call, i, 1.0 / divisor, scratch); });
 
   if (total.reduction == Reduction::kNone) return;
   double sum = 0;
@@ -123,6 +139,12 @@ void run_rows(const RowsCall& call, const Total& total, int threads) {
   } else {
     run<float>(call, total, threads);
   }
+}
+
+void run_tail(const TailCall& call, int threads) {
+  const TailFunction row = tail_function(call.logits.dtype);
+  for_each_row(call.rows, call.columns, threads, tail_scratch_bytes(call.columns),
+               [&](int64_t i, void* scratch) { row(call, i, scratch); });
 }
 
 }  // namespace kd

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "tail_rows.h"
 
 namespace kd {
 
@@ -22,5 +23,6 @@ struct Total {
 // All rows, on at most `threads` threads. The bits of every result are independent of the number of threads.
 // Throws std::bad_alloc.
 void run_rows(const RowsCall& call, const Total& total, int threads);
+void run_tail(const TailCall& call, int threads);
 
 }  // namespace kd

@@ -1,5 +1,8 @@
 #define KD_ISA avx2
 #include "row_kernel.h"
 #include "simd_avx2.h"
+#include "tail.h"
 
 kd::RowFunction kd::row_function_avx2(DType student, DType teacher) { return row_function<F32x8>(student, teacher); }
+
+kd::TailFunction kd::tail_function_avx2(DType dtype) { return tail_function<F32x8>(dtype); }

@@ -1,5 +1,8 @@
 #define KD_ISA avx512
 #include "row_kernel.h"
 #include "simd_avx512.h"
+#include "tail.h"
 
 kd::RowFunction kd::row_function_avx512(DType student, DType teacher) { return row_function<F32x16>(student, teacher); }
+
+kd::TailFunction kd::tail_function_avx512(DType dtype) { return tail_function<F32x16>(dtype); }

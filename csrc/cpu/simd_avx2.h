@@ -112,6 +112,11 @@ template <> struct Lanes<F32x8> {
     for (int i = 0; i < count; ++i) narrow(lanes[i], p + i);
   }
 
+  static KD_HD Mask8 mask_of(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i x = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+    return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(x, lane))};
+  }
   static KD_HD int compress(float* p, Mask8 m, F32x8 x) {
     alignas(32) float lanes[8];
     _mm256_store_ps(lanes, x.v);

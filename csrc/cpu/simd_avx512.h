@@ -103,6 +103,7 @@ template <> struct Lanes<F32x16> {
     _mm256_mask_storeu_epi16(p, first_lanes(count), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
   }
 
+  static KD_HD Mask16 mask_of(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
   static KD_HD int compress(float* p, Mask16 m, F32x16 x) {
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, x.v));
     return __builtin_popcount(m.v);

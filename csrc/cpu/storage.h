@@ -75,6 +75,8 @@ template <class F> struct Lanes {
   template <class T> static KD_HD void store(T* p, F x, int count) {
     if (count > 0) narrow(x, p);
   }
+  // The lanes whose bits are set, the first lane's being the lowest.
+  static KD_HD bool mask_of(uint32_t bits) { return bits & 1; }
   // Writes the chosen lanes side by side; p has room for all. Returns how many there were.
   static KD_HD int compress(F* p, bool m, F x) {
     *p = x;

@@ -86,6 +86,60 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
         gradient.mul_(factor)
 
 
+def tail_logits(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K): distinct within a row, or outside [0, columns) for an empty slot
+    weight: Tensor | None,  # (N,): a row of weight 0 is not read, and gives 0
+    inverse_temperature: float,
+    columns: int,
+) -> Tensor:  # (N,)
+    """log sum exp(z / T) over the entries outside the list; -inf where there are none.
+
+    NaN where one of them is NaN or +inf.
+    """
+    tail = torch.empty(logits.shape[0], dtype=_real(logits))
+    _run_tail(logits, ids, weight, tail, inverse_temperature, columns, None, None, None)
+    return tail
+
+
+def tail_gradient(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K)
+    weight: Tensor | None,  # (N,): of a row of weight 0 only this is read
+    entries: Tensor,  # (N, K)
+    tail: Tensor,  # (N,): of tail_logits
+    tail_factor: Tensor,  # (N,)
+    inverse_temperature: float,
+    columns: int,
+    gradient: Tensor,  # (N, V), of the logits' dtype; may be the logits
+) -> None:
+    """gradient[n, ids[n, k]] = entries[n, k], and tail_factor exp(z / T - tail) outside the list; 0 from `columns` on.
+
+    0 outside the list where the factor is 0 or the tail -inf; all 0 in a row of weight 0.
+    """
+    _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient, entries, tail_factor)
+
+
+def _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient, entries, tail_factor) -> None:
+    # Held here until the core returns: every tensor whose address it is given.
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    real = _real(logits)
+    ids, weight, tail = ids.contiguous(), _as(real, weight), _as(real, tail)  # a new tail is as it should be
+    entries, tail_factor = _as(real, entries), _as(real, tail_factor)
+    _core.tail_rows(
+        *logits.shape[:1], columns, logits.shape[1], ids.shape[1],
+        logits.data_ptr(), logits.stride(0), _DTYPES[logits.dtype],
+        ids.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        tail.data_ptr(), inverse_temperature,
+        0 if gradient is None else gradient.data_ptr(), 0 if gradient is None else gradient.stride(0),
+        0 if entries is None else entries.data_ptr(),
+        0 if tail_factor is None else tail_factor.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns,
          reduction, gradient, loss, entropy) -> None:  # fmt: skip
     # Held here until the core returns: every tensor whose address it is given.

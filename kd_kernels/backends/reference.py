@@ -51,12 +51,10 @@ def top_k_divergence(
     empty = listed.ids == PADDING
     listed_q = log_q.gather(1, listed.ids.clamp(min=0)).masked_fill(empty, -math.inf)
     listed_p = listed.logprobs
-    outside = torch.ones_like(log_q, dtype=torch.bool).scatter(1, listed.ids.masked_fill(empty, 0), False)
-    # Slot 0 stands in for empty slots: put it back where no slot lists it.
-    outside[:, 0] = (listed.ids != 0).all(1)
-    some = outside.any(1)
-    rest_q = torch.where(outside | ~some[:, None], log_q, -math.inf).logsumexp(1).masked_fill(~some, -math.inf)
-    rest_p = (1 - listed_p.exp().sum(1)).clamp(min=0).log().masked_fill(~some, -math.inf)
+    rest_q = tail_logits(log_q, listed.ids, weight, 1.0, columns)
+    # Where every entry is listed nothing is left, whatever the rounding of the log-probabilities says.
+    complete = (~empty).sum(1) == columns
+    rest_p = (1 - listed_p.exp().sum(1)).clamp(min=0).log().masked_fill(complete, -math.inf)
     if listed.tail == "bucket":
         log_p, compared = torch.cat([listed_p, rest_p[:, None]], 1), torch.cat([listed_q, rest_q[:, None]], 1)
     elif listed.tail == "truncate":
@@ -79,12 +77,33 @@ def top_k_divergence(
         return loss, torch.stack([_entropy(compared, weight), _entropy(log_p, weight), *shares])
 
 
+def tail_logits(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K): distinct within a row, or outside [0, columns) for an empty slot
+    weight: Tensor | None,  # (N,): a row of weight 0 is not read, and gives 0
+    inverse_temperature: float,
+    columns: int,
+) -> Tensor:  # (N,)
+    """log sum exp(z / T) over the entries outside the list; -inf where there are none."""
+    slots = torch.where((ids >= 0) & (ids < columns), ids, columns)  # those that are empty share a column more
+    listed = torch.zeros(logits.shape[0], columns + 1, dtype=torch.bool, device=logits.device)
+    listed = listed.scatter(1, slots, True)[:, :columns]
+    scaled = _as_real(logits, weight, columns) * inverse_temperature
+    scaled = torch.where(listed, -math.inf, scaled)
+    empty = (scaled == -math.inf).all(-1)  # logsumexp has no gradient there, and would give NaN
+    tail = torch.where(empty, -math.inf, torch.where(empty.unsqueeze(-1), 0, scaled).logsumexp(-1))
+    return tail if weight is None else torch.where(weight != 0, tail, 0)
+
+
+def _as_real(logits: Tensor, weight: Tensor | None, columns: int) -> Tensor:
+    logits = logits[:, :columns].to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    if weight is None:
+        return logits
+    return torch.where((weight != 0).unsqueeze(-1), logits, 0)  # other rows are not read: they may hold NaN
+
+
 def _log_probabilities(logits: Tensor, weight: Tensor | None, columns: int, temperature: float) -> Tensor:
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    logits = logits[:, :columns].to(real)
-    if weight is not None:  # rows that do not count are not read: they may hold NaN
-        logits = torch.where((weight != 0).unsqueeze(-1), logits, 0)
-    return (logits / temperature).log_softmax(-1)
+    return (_as_real(logits, weight, columns) / temperature).log_softmax(-1)
 
 
 def _entropy(log_probabilities: Tensor, weight: Tensor | None) -> Tensor:

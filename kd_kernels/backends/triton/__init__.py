@@ -1,10 +1,25 @@
 """The ops as Triton kernels, for any GPU Triton compiles to; on CPU tensors where Triton's interpreter is on."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from kd_kernels.backends.triton.launch import ROW_BLOCK, SCALE_BLOCK, row_options
+from kd_kernels.backends.triton.launch import (
+    LISTED_BLOCK,
+    ROW_BLOCK,
+    SCALE_BLOCK,
+    TAIL_BLOCK,
+    row_options,
+    tail_options,
+)
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
+from kd_kernels.backends.triton.tail_kernel import (
+    NO_ID,
+    listed_gradient_kernel,
+    tail_gradient_kernel,
+    tail_logits_kernel,
+)
 from kd_kernels.reduction import count
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
@@ -86,6 +101,66 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
     n = gradient.numel()
     if n:
         scale_kernel[(-(-n // SCALE_BLOCK),)](gradient, factor.float(), n, BLOCK=SCALE_BLOCK)
+
+
+def tail_logits(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K): distinct within a row, or outside [0, columns) for an empty slot
+    weight: Tensor | None,  # (N,): a row of weight 0 is not read, and gives 0
+    inverse_temperature: float,
+    columns: int,
+) -> Tensor:  # (N,)
+    """log sum exp(z / T) over the entries outside the list; -inf where there are none.
+
+    NaN where one of them is NaN or +inf.
+    """
+    tail = logits.new_empty(logits.shape[0], dtype=torch.float32)
+    if not tail.numel():
+        return tail
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    ascending = torch.where((ids >= 0) & (ids < columns), ids, NO_ID.value).to(torch.int32).sort(-1).values
+    tail_logits_kernel[(tail.numel(),)](
+        logits, ascending, _single(weight, tail), tail,
+        columns, ids.shape[1], logits.stride(0), inverse_temperature, inverse_temperature / math.log(2),
+        HAS_WEIGHT=weight is not None, BLOCK=TAIL_BLOCK, **tail_options(amd=torch.version.hip is not None),
+    )  # fmt: skip
+    return tail
+
+
+def tail_gradient(
+    logits: Tensor,  # (N, V)
+    ids: Tensor,  # (N, K)
+    weight: Tensor | None,  # (N,): of a row of weight 0 only this is read
+    entries: Tensor,  # (N, K)
+    tail: Tensor,  # (N,): of tail_logits
+    tail_factor: Tensor,  # (N,)
+    inverse_temperature: float,
+    columns: int,
+    gradient: Tensor,  # (N, V), of the logits' dtype; may be the logits
+) -> None:
+    """gradient[n, ids[n, k]] = entries[n, k], and tail_factor exp(z / T - tail) outside the list; 0 from `columns` on.
+
+    0 outside the list where the factor is 0 or the tail -inf; all 0 in a row of weight 0.
+    """
+    (rows, width), slots = logits.shape, ids.shape[1]
+    if rows == 0:
+        return
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    tail = _single(tail, tail)
+    weights = _single(weight, tail)
+    options = {"HAS_WEIGHT": weight is not None, **tail_options(amd=torch.version.hip is not None)}
+    tail_gradient_kernel[(rows,)](
+        logits, weights, tail, _single(tail_factor, tail), gradient,
+        columns, width, logits.stride(0), gradient.stride(0), inverse_temperature, inverse_temperature / math.log(2),
+        BLOCK=TAIL_BLOCK, **options,
+    )  # fmt: skip
+    if slots:
+        listed_gradient_kernel[(rows,)](
+            ids.contiguous(), weights, _single(entries, tail), gradient, columns, slots, gradient.stride(0),
+            BLOCK=LISTED_BLOCK, **(options | {"num_warps": 1}),
+        )  # fmt: skip
 
 
 def specialise(family: str, params: list[float], teacher_dtype: torch.dtype) -> dict[str, object]:

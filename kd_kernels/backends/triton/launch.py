@@ -8,12 +8,21 @@ _ROW_THREADS = 256
 
 SCALE_BLOCK = 4096
 
+# A tail's sweeps keep little in registers: eight entries to a thread, of which a 16-bit dtype loads 16 bytes at once.
+TAIL_BLOCK = 2048
+LISTED_BLOCK = 128
+
 
 def row_options(family: str, amd: bool) -> dict[str, int | bool]:
     """Options of the row kernel's launch."""
-    options = {"num_warps": _ROW_THREADS // (64 if amd else 32), "enable_fp_fusion": False}
+    options = tail_options(amd)
     if not amd:
         # Four programs, AKL's three, share a multiprocessor's 65,536 registers. Left to itself ptxas aims at five and
         # spills.
         options["maxnreg"] = 80 if family == "akl" else 64
     return options
+
+
+def tail_options(amd: bool) -> dict[str, int | bool]:
+    """Options of the launches over a row's tail."""
+    return {"num_warps": _ROW_THREADS // (64 if amd else 32), "enable_fp_fusion": False}
