@@ -71,30 +71,32 @@ def _complete(student, tail, listed, task, rows, with_gradient, entropy) -> tupl
 
 
 def _truncated(student, tail, listed, task, rows, with_gradient, entropy) -> tuple[Tensor, Tensor, Tensor]:
-    """Tail "truncate", by the formula itself: K entries, of distributions that are not normalised over them."""
+    """Tail "truncate", by the formula itself: K entries, of distributions that are not normalised over them.
+
+    In float64: nothing is added here that would keep small differences, and the entries are few.
+    """
+    student, tail, logprobs = student.double(), tail.double(), listed.logprobs.double()
     log_sum = torch.logaddexp(student.logsumexp(1), tail)
     log_q = student - log_sum[:, None]
-    with torch.enable_grad():
-        leaf = log_q.detach().requires_grad_(with_gradient)
-        divergence = formula(Kernel(task.family, tuple(task.params))).rows(listed.logprobs, leaf)
+    divergence = formula(Kernel(task.family, tuple(task.params)))
     factor = torch.full_like(tail, task.scale)
     weight, upstream = task.rows_of(task.weight, rows), task.rows_of(task.upstream, rows)
     if weight is not None:
         factor = factor * weight
-    result = torch.where(factor != 0, factor * divergence.detach(), 0)
+    result = torch.where(factor != 0, factor * divergence.rows(logprobs, log_q), 0)
     if entropy.numel():
         entropy[0] = -_expectation(log_q, log_q)
-        entropy[1] = -_expectation(listed.logprobs, listed.logprobs)
+        entropy[1] = -_expectation(logprobs, logprobs)
     if not with_gradient:
         return result, log_q, tail
     if upstream is not None:
         factor = factor * upstream
     if task.normalizer is not None:
         factor = factor / task.normalizer
-    (h,) = torch.autograd.grad(divergence.sum(), leaf)
-    h = torch.where((factor != 0)[:, None], factor[:, None] * h, 0)
+    h = torch.where((factor != 0)[:, None], factor[:, None] * divergence.h(logprobs, log_q), 0)
     h_sum = h.sum(1)
-    return result, h - log_q.exp() * h_sum[:, None], -h_sum * (tail - log_sum).exp()
+    entries, tail_factor = h - log_q.exp() * h_sum[:, None], -h_sum * (tail - log_sum).exp()
+    return result, entries.to(task.real), tail_factor.to(task.real)
 
 
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_kernels.divergences.base import Divergence, Kernel, kl
+from kd_kernels.divergences.kl import ForwardKL, ReverseKL
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,18 @@ class AKL(Divergence):
         self._require("mu", lambda mu: 0 <= mu < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        head = self._head(log_p, log_q)
+        forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
+        # A weight of 0 leaves its side out even where that is infinite.
+        return torch.where(head > 0, head * forward, 0) + torch.where(head < 1, (1 - head) * reverse, 0)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        head = self._head(log_p, log_q).unsqueeze(-1)
+        reverse = ReverseKL().h(log_p, log_q)
+        return head * ForwardKL().h(log_p, log_q) + torch.where(head < 1, (1 - head) * reverse, 0)
+
+    def _head(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Weight of KL(p, q)."""
         with torch.no_grad():
             p, order = torch.sort(log_p.exp(), dim=-1, descending=True, stable=True)
             tail = p.cumsum(-1) > self.mu
@@ -33,10 +46,7 @@ class AKL(Divergence):
             gap = (p - log_q.exp().gather(-1, order)).abs()
             g_tail = torch.where(tail, gap, 0).sum(-1)
             g = gap.sum(-1)
-            head = torch.where(g > 0, (g - g_tail) / g, 0.5)
-        forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
-        # A weight of 0 leaves its side out even where that is infinite.
-        return torch.where(head > 0, head * forward, 0) + torch.where(head < 1, (1 - head) * reverse, 0)
+            return torch.where(g > 0, (g - g_tail) / g, 0.5)
 
     @property
     def kernel(self) -> Kernel:

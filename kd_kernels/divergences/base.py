@@ -35,6 +35,13 @@ class Divergence:
         """D(p, q) of each row: `[..., V]`, `[..., V]` -> `[...]`, differentiable as the method defines it."""
         raise NotImplementedError
 
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """q dD/dq of each entry `[..., V]`, of one that has a kernel: dD/dz = (h - q sum h) / T.
+
+        For sums over some entries of distributions that go on beyond them; whole rows are the kernels' work.
+        """
+        raise NotImplementedError
+
     @property
     def kernel(self) -> Kernel | None:
         return None

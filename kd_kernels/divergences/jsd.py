@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kd_kernels.divergences.base import Divergence, Kernel, kl, log_mixture
+from kd_kernels.divergences.base import Divergence, Kernel, kl, log_mixture, log_ratio
+from kd_kernels.divergences.kl import ForwardKL, ReverseKL
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class JSD(Divergence):
             return kl(log_q, log_p)
         log_m = log_mixture(log_q, log_p, self.beta)
         return self.beta * kl(log_p, log_m) + (1 - self.beta) * kl(log_q, log_m)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        if self.beta == 0:
+            return ForwardKL().h(log_p, log_q)
+        if self.beta == 1:
+            return ReverseKL().h(log_p, log_q)
+        return (1 - self.beta) * log_q.exp() * log_ratio(log_q, log_mixture(log_q, log_p, self.beta))
 
     @property
     def kernel(self) -> Kernel:

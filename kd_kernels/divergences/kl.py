@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kd_kernels.divergences.base import Divergence, Kernel, kl
+from kd_kernels.divergences.base import Divergence, Kernel, kl, log_ratio
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,9 @@ class ForwardKL(Divergence):
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl(log_p, log_q)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return -log_p.exp()
 
     @property
     def kernel(self) -> Kernel:
@@ -30,6 +33,9 @@ class ReverseKL(Divergence):
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl(log_q, log_p)
 
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return log_q.exp() * (1 + log_ratio(log_q, log_p))
+
     @property
     def kernel(self) -> Kernel:
         return Kernel("kl", (0.0, 1.0))
@@ -43,6 +49,9 @@ class Jeffreys(Divergence):
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return kl(log_p, log_q) + kl(log_q, log_p)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return ForwardKL().h(log_p, log_q) + ReverseKL().h(log_p, log_q)
 
     @property
     def kernel(self) -> Kernel:

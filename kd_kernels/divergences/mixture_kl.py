@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kd_kernels.divergences.base import Divergence, Kernel, kl, log_mixture
+from kd_kernels.divergences.base import Divergence, Kernel, kl, log_mixture, log_ratio
+from kd_kernels.divergences.kl import ForwardKL, ReverseKL
 
 
 def _of_teacher(log_p: Tensor, log_q: Tensor, b: float) -> Tensor:
@@ -16,6 +17,21 @@ def _of_teacher(log_p: Tensor, log_q: Tensor, b: float) -> Tensor:
 
 def _of_student(log_p: Tensor, log_q: Tensor, b: float) -> Tensor:
     return kl(log_q, log_p if b == 0 else log_mixture(log_p, log_q, b))
+
+
+def _teacher_h(log_p: Tensor, log_q: Tensor, b: float) -> Tensor:
+    """-b p q / m"""
+    if b == 1:
+        return ForwardKL().h(log_p, log_q)
+    return -b * (log_p + log_ratio(log_q, log_mixture(log_p, log_q, b))).exp() * (log_q.exp() > 0)
+
+
+def _student_h(log_p: Tensor, log_q: Tensor, b: float) -> Tensor:
+    """q (log q - log m + 1 - b q / m)"""
+    if b == 0:
+        return ReverseKL().h(log_p, log_q)
+    log_share = log_ratio(log_q, log_mixture(log_p, log_q, b))  # log(q / m)
+    return log_q.exp() * (log_share + 1 - b * log_share.exp())
 
 
 def _teacher_kernel(b: float) -> Kernel:
@@ -42,6 +58,9 @@ class JSTeacher(Divergence):
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_teacher(log_p, log_q, self.beta)
 
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return _teacher_h(log_p, log_q, self.beta)
+
     @property
     def kernel(self) -> Kernel:
         return _teacher_kernel(self.beta)
@@ -59,6 +78,9 @@ class JSStudent(Divergence):
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_student(log_p, log_q, self.beta)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return _student_h(log_p, log_q, self.beta)
 
     @property
     def kernel(self) -> Kernel:
@@ -78,6 +100,9 @@ class SkewForwardKL(Divergence):
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_teacher(log_p, log_q, 1 - self.alpha)
 
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return _teacher_h(log_p, log_q, 1 - self.alpha)
+
     @property
     def kernel(self) -> Kernel:
         return _teacher_kernel(1 - self.alpha)
@@ -95,6 +120,9 @@ class SkewReverseKL(Divergence):
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return _of_student(log_p, log_q, self.alpha)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return _student_h(log_p, log_q, self.alpha)
 
     @property
     def kernel(self) -> Kernel:

@@ -22,12 +22,18 @@ class ToDi(Divergence):
         self._require("beta", lambda beta: 0 <= beta <= 1e30, "from 0 to 1e30")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        forward = log_ratio(log_p, log_q)  # log p - log q where p > 0
-        reverse = log_ratio(log_q, log_p)  # log q - log p where q > 0
-        p, q = log_p.exp(), log_q.exp()
-        d = torch.where(p > 0, forward, -reverse).clamp(-1e30, 1e30)  # finite, as beta may be 0
-        w = torch.sigmoid(self.beta * d).detach()
-        return (w * p * forward + (1 - w) * q * reverse).sum(-1)
+        w, forward, reverse = self._parts(log_p, log_q)
+        return (w * log_p.exp() * forward + (1 - w) * log_q.exp() * reverse).sum(-1)
+
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        w, _, reverse = self._parts(log_p, log_q)
+        return (1 - w) * log_q.exp() * (1 + reverse) - w * log_p.exp()
+
+    def _parts(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """w, log p - log q where p > 0, log q - log p where q > 0."""
+        forward, reverse = log_ratio(log_p, log_q), log_ratio(log_q, log_p)
+        d = torch.where(log_p.exp() > 0, forward, -reverse).clamp(-1e30, 1e30)  # finite, as beta may be 0
+        return torch.sigmoid(self.beta * d).detach(), forward, reverse
 
     @property
     def kernel(self) -> Kernel:

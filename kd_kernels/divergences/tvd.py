@@ -16,6 +16,10 @@ class TVD(Divergence):
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
 
+    def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        q = log_q.exp()
+        return 0.5 * q * (q - log_p.exp()).sign()
+
     @property
     def kernel(self) -> Kernel:
         return Kernel("tvd")
