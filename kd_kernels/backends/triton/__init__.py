@@ -162,7 +162,7 @@ def tail_gradient(
     if slots:
         listed_gradient_kernel[(rows,)](
             ids.contiguous(), weights, _single(entries, tail), gradient, columns, slots, gradient.stride(0),
-            BLOCK=LISTED_BLOCK, **(options | {"num_warps": 1}),
+            BLOCK=LISTED_BLOCK, **options,
         )  # fmt: skip
 
 
