@@ -35,6 +35,16 @@ RowFunction row_function(DType student, DType teacher) {
   return row_function_scalar(student, teacher);
 }
 
+SliceFunction slice_function(DType student, DType teacher) {
+#if defined(KD_X86)
+  if (student != DType::kFloat64) {
+    if (simd() == Simd::kAvx512) return slice_function_avx512(student, teacher);
+    if (simd() == Simd::kAvx2) return slice_function_avx2(student, teacher);
+  }
+#endif
+  return slice_function_scalar(student, teacher);
+}
+
 // One thread's scratch, kept for its next call: a row or two of the vocabulary, small beside any batch of logits.
 void* thread_scratch(size_t bytes) {
   struct Free {
@@ -65,6 +75,33 @@ template <class Real> double divisor_of(const RowsCall& call, const Total& total
   return counted > 0 ? double(counted) : 1.0;
 }
 
+// row(i, scratch) for every row, on at most `threads` threads.
+template <class Real, class Row> void for_each_row(int64_t rows, int64_t columns, int threads, Row row) {
+  const size_t scratch_bytes = sizeof(Real) * size_t(kScratchRows * scratch_row(columns));
+
+  // Some 20 microseconds of work per thread repay waking it.
+  const int64_t work = rows * columns;
+  const int team = work < 65536 || rows < 2 ? 1 : int(threads < rows ? threads : rows);
+  std::atomic<bool> no_memory{false};
+  if (team <= 1) {
+    void* scratch = thread_scratch(scratch_bytes);
+    if (!scratch) throw std::bad_alloc();
+    for (int64_t i = 0; i < rows; ++i) row(i, scratch);
+  } else {
+#pragma omp parallel num_threads(team)
+    {
+      void* scratch = thread_scratch(scratch_bytes);
+      if (!scratch) no_memory = true;
+      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
+      const int64_t chunk = rows / (team * 16) + 1;
+#pragma omp for schedule(dynamic, chunk)
+      for (int64_t i = 0; i < rows; ++i)
+        if (scratch) row(i, scratch);
+    }
+    if (no_memory) throw std::bad_alloc();
+  }
+}
+
 template <class Real> void run(RowsCall call, const Total& total, int threads) {
   std::vector<Real> values;
   if (!call.value) {
@@ -73,29 +110,8 @@ template <class Real> void run(RowsCall call, const Total& total, int threads) {
   }
   const RowFunction row = row_function(call.student.dtype, call.teacher.dtype);
   const double divisor = divisor_of<Real>(call, total);
-  const size_t scratch_bytes = sizeof(Real) * size_t(kScratchRows * scratch_row(call.columns));
-
-  // Some 20 microseconds of work per thread repay waking it.
-  const int64_t work = call.rows * call.columns;
-  const int team = work < 65536 || call.rows < 2 ? 1 : int(threads < call.rows ? threads : call.rows);
-  std::atomic<bool> no_memory{false};
-  if (team <= 1) {
-    void* scratch = thread_scratch(scratch_bytes);
-    if (!scratch) throw std::bad_alloc();
-    for (int64_t i = 0; i < call.rows; ++i) row(call, i, 1.0 / divisor, scratch);
-  } else {
-#pragma omp parallel num_threads(team)
-    {
-      void* scratch = thread_scratch(scratch_bytes);
-      if (!scratch) no_memory = true;
-      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
-      const int64_t chunk = call.rows / (team * 16) + 1;
-#pragma omp for schedule(dynamic, chunk)
-      for (int64_t i = 0; i < call.rows; ++i)
-        if (scratch) row(call, i, 1.0 / divisor, scratch);
-    }
-    if (no_memory) throw std::bad_alloc();
-  }
+  for_each_row<Real>(call.rows, call.columns, threads,
+                     [&](int64_t i, void* scratch) { row(call, i, 1.0 / divisor, scratch); });
 
   if (total.reduction == Reduction::kNone) return;
   double sum = 0;
@@ -122,6 +138,16 @@ void run_rows(const RowsCall& call, const Total& total, int threads) {
     run<double>(call, total, threads);
   } else {
     run<float>(call, total, threads);
+  }
+}
+
+void run_slice(const SliceCall& call, int threads) {
+  const SliceFunction row = slice_function(call.student.dtype, call.teacher.dtype);
+  const auto run_row = [&](int64_t i, void* scratch) { row(call, i, scratch); };
+  if (call.student.dtype == DType::kFloat64) {
+    for_each_row<double>(call.rows, call.columns, threads, run_row);
+  } else {
+    for_each_row<float>(call.rows, call.columns, threads, run_row);
   }
 }
 

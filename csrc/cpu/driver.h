@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "slices.h"
 
 namespace kd {
 
@@ -22,5 +23,8 @@ struct Total {
 // All rows, on at most `threads` threads. The bits of every result are independent of the number of threads.
 // Throws std::bad_alloc.
 void run_rows(const RowsCall& call, const Total& total, int threads);
+
+// All rows of one pass over one slice, likewise.
+void run_slice(const SliceCall& call, int threads);
 
 }  // namespace kd

@@ -1,5 +1,10 @@
 #define KD_ISA avx2
 #include "row_kernel.h"
 #include "simd_avx2.h"
+#include "slice_kernel.h"
 
 kd::RowFunction kd::row_function_avx2(DType student, DType teacher) { return row_function<F32x8>(student, teacher); }
+
+kd::SliceFunction kd::slice_function_avx2(DType student, DType teacher) {
+  return slice_function<F32x8>(student, teacher);
+}

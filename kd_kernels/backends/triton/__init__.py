@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kd_kernels.backends.triton.launch import ROW_BLOCK, SCALE_BLOCK, row_options
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
+from kd_kernels.divergences import Kernel
 from kd_kernels.reduction import count
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
@@ -67,11 +68,8 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
 def specialise(family: str, params: list[float], teacher_dtype: torch.dtype) -> dict[str, object]:
     """The kernel's compile-time flags, and its curvature argument, for a family with parameters."""
     a, b = params
-    curvature = {
-        "jsd": a * (1 - a), "teacher_mixture": a * a, "student_mixture": (1 - a) * (1 - a), "todi": 1 + a,
-    }.get(family, 1.0)  # fmt: skip
     return {
-        "curvature": curvature,
+        "curvature": Kernel(family, tuple(params)).curvature,
         "FAMILY": family,
         "FORWARD": family != "tvd" and not (family == "kl" and a == 0),
         "REVERSE": family == "akl" or (family == "kl" and b != 0),

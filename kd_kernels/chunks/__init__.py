@@ -1,0 +1,1 @@
+"""Losses of inputs that are never held whole."""
