@@ -18,11 +18,11 @@ twice more for logits of 16 bits, four times for float32.
 """
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from kd_kernels.backends import select
 from kd_kernels.chunks.merge import merge, total
 from kd_kernels.divergences import Kernel
 from kd_kernels.slice_rows import SliceState
@@ -49,7 +49,7 @@ class SlicedRows:
         inverse_temperatures: of student and teacher.
         scale: factor of losses and gradients.
         weight: `[N]` or None.
-        backend: "cpu" or "triton".
+        backend: its module.
         dtype: of the student's logits. The teacher's may differ, except that both or neither are float64.
     """
 
@@ -61,7 +61,7 @@ class SlicedRows:
         inverse_temperatures: tuple[float, float],
         scale: float,
         weight: Tensor | None,  # (N,)
-        backend: str,
+        backend: ModuleType,
         with_entropy: bool,
         dtype: torch.dtype,
         device: torch.device,
@@ -69,7 +69,7 @@ class SlicedRows:
         self._family, self._params = family, params
         self._inverse_temperatures, self._scale = inverse_temperatures, scale
         self._weight, self._with_entropy = weight, with_entropy
-        self._kernels = select.implementation(backend)
+        self._kernels = backend
         self._real = torch.float64 if dtype == torch.float64 else torch.float32
         self._live = torch.ones(rows, dtype=torch.bool, device=device) if weight is None else weight != 0
         # As the kernels round them: a large offset of the logits would show the difference.
