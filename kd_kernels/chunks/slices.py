@@ -139,8 +139,8 @@ class SlicedRows:
             value, h_sum = total(torch.stack(self._sums).double())
             self._sums.clear()
         self._state[SliceState._fields.index("h_sum")] = h_sum
-        weighted = self._scale * (value if self._weight is None else self._weight * value)
-        losses = self._of_rows(weighted.clamp(min=0))
+        value = self._scale * value.clamp(min=0)  # before the weight, which may be negative
+        losses = self._of_rows(value if self._weight is None else self._weight * value)
         if not self._with_entropy:
             return losses, None
         return losses, torch.stack([self._of_rows(h) for h in self._whole[-2:]])
