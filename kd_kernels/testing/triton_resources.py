@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the row kernel, for GPUs that need not be present:
+"""What Triton's compiler makes of the kernels, for GPUs that need not be present:
 
     python -m kd_kernels.testing.triton_resources sm_90 gfx942
 
@@ -22,6 +22,8 @@ from triton.compiler import ASTSource
 from kd_kernels.backends.triton import specialise
 from kd_kernels.backends.triton.launch import ROW_BLOCK, row_options
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel
+from kd_kernels.backends.triton.slice_kernel import slice_gradient_kernel, slice_statistics_kernel, slice_sums_kernel
+from kd_kernels.backends.triton.slices import flags
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,9 +44,15 @@ FAMILIES = {
     "todi": ("todi", [1.0, 0.0]),
     "todi_power": ("todi", [2.0, 0.0]),
 }
+SLICE_KERNELS = {
+    "statistics": slice_statistics_kernel,
+    "sums": slice_sums_kernel,
+    "gradient": slice_gradient_kernel,
+}
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 _LOGITS = ("student", "teacher", "gradient")
-_INTEGERS = ("rows", "columns", "width", "student_stride", "teacher_stride")
+_ROWS = ("value", "entropy", "weight", "upstream", "normalizer", "statistics", "state", "sums", "factor")
+_INTEGERS = ("rows", "columns", "width", "student_stride", "teacher_stride", "gradient_stride")
 
 
 def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient: bool = True, aligned: bool = True):
@@ -54,23 +62,37 @@ def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient
     del constants["curvature"]
     constants |= {"GRADIENT": gradient, "BLOCK": ROW_BLOCK}
     constants |= dict.fromkeys(("ENTROPY", "HAS_WEIGHT", "HAS_UPSTREAM", "HAS_NORMALIZER"), True)
+    return _compile(divergence_row_kernel, constants, dtype, target, aligned, row_options(name, _is_amd(target)))
+
+
+def compile_slice_kernel(step: str, family: str, dtype: torch.dtype, target: str, *, aligned: bool = True):
+    """The compiled kernel of a pass over slices with every option on; "statistics" has no family."""
+    constants = {"HAS_WEIGHT": True, "BLOCK": ROW_BLOCK}
+    constants |= {"ENTROPY": True} if step == "statistics" else flags(*FAMILIES[family])
+    return _compile(SLICE_KERNELS[step], constants, dtype, target, aligned, row_options("kl", _is_amd(target)))
+
+
+def _is_amd(target: str) -> bool:
+    return TARGETS[target].backend == "hip"
+
+
+def _compile(function, constants, dtype, target, aligned, options):
     signature, attributes = {}, {}
-    for i, argument in enumerate(divergence_row_kernel.arg_names):
+    for i, argument in enumerate(function.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument in _LOGITS:
             signature[argument] = _POINTERS[dtype]
-        elif argument in ("value", "entropy", "weight", "upstream", "normalizer"):
+        elif argument in _ROWS:
             signature[argument] = "*fp32"
         else:
             signature[argument] = "i32" if argument in _INTEGERS else "fp32"
         if argument in _LOGITS or (aligned and argument in _INTEGERS):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    gpu = TARGETS[target]
     return triton.compile(
-        ASTSource(fn=divergence_row_kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=gpu,
-        options=row_options(name, amd=gpu.backend == "hip"),
+        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),
+        target=TARGETS[target],
+        options=options,
     )
 
 
@@ -104,8 +126,24 @@ def survey(target: str) -> Iterator[dict[str, object]]:
     for dtype, gradient, aligned in VARIANTS:
         for family in FAMILIES:
             kernel = compile_row_kernel(family, dtype, target, gradient=gradient, aligned=aligned)
-            what = {"target": target, "family": family, "dtype": str(dtype)[6:]}
+            what = {"kernel": "row", "target": target, "family": family, "dtype": str(dtype)[6:]}
             yield what | {"gradient": gradient, "aligned": aligned} | resources(kernel, target)
+    for dtype, aligned in ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)):
+        for step, family in slice_kernels():
+            kernel = compile_slice_kernel(step, family, dtype, target, aligned=aligned)
+            what = {"kernel": f"slice_{step}", "target": target, "family": family, "dtype": str(dtype)[6:]}
+            yield what | {"aligned": aligned} | resources(kernel, target)
+
+
+def slice_kernels() -> Iterator[tuple[str, str]]:
+    """Every step over slices with the families it is compiled for."""
+    yield "statistics", ""
+    for name, (family, _) in FAMILIES.items():
+        if family == "akl":  # there a KL with weights
+            continue
+        if family != "kl":
+            yield "sums", name
+        yield "gradient", name
 
 
 def main() -> None:
