@@ -51,6 +51,7 @@ class SlicedRows:
         scale: factor of losses and gradients.
         weight: `[N]` or None.
         backend: "cpu" or "triton".
+        with_entropy: `finish` gives entropies too.
         dtype: of the student's logits. The teacher's may differ, except that both or neither are float64.
     """
 
