@@ -4,6 +4,7 @@
 
 #include "cpu/driver.h"
 #include "cpu/gradient_memory.h"
+#include "cpu/outer_product.h"
 
 namespace py = pybind11;
 
@@ -66,6 +67,19 @@ void tail_rows(int64_t rows, int64_t columns, int64_t width, int64_t slots, Addr
   kd::run_tail(call, threads);
 }
 
+// Addresses of bfloat16 factors and of a float32 sum, strides in elements.
+void outer_product(int64_t rows, int64_t columns, int64_t width, Address g, int64_t g_stride, Address x,
+                   int64_t x_stride, Address sum, int64_t sum_stride, float gain, bool add, int threads) {
+  const kd::OuterProduct product{rows,       columns,
+                                 width,      static_cast<const uint16_t*>(pointer(g)),
+                                 g_stride,   static_cast<const uint16_t*>(pointer(x)),
+                                 x_stride,   static_cast<float*>(pointer(sum)),
+                                 sum_stride, gain,
+                                 add};
+  py::gil_scoped_release release;
+  kd::outer_product(product, threads);
+}
+
 // The memory of one gradient as a buffer of bytes, given back when the last tensor over it is gone.
 class GradientMemory {
  public:
@@ -89,6 +103,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "CPU kernels of kd_kernels.";
   m.def("divergence_rows", &divergence_rows);
   m.def("tail_rows", &tail_rows);
+  m.def("outer_product", &outer_product);
+  m.def("has_outer_product", &kd::has_outer_product, "Whether this processor has the instructions of outer_product.");
   py::class_<GradientMemory>(m, "GradientMemory", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer(&GradientMemory::buffer);

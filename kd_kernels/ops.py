@@ -22,7 +22,7 @@ torch.library.define(
     f"(Tensor upstream, Tensor student, Tensor teacher, Tensor? weight, {_ROWS}, str backend) -> Tensor gradient",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# One side: logits; or hidden states with weight, bias and [scale, softcap]; the teacher's may be log-probabilities of ids.
+# A side: logits; or hidden states with weight, bias, [scale, softcap]. The teacher's may be log-probabilities of ids.
 _SIDE = "Tensor {0}, Tensor? {0}_weight, Tensor? {0}_bias, float[] {0}_transform"
 torch.library.define(
     "kd_kernels::chunked_divergence",

@@ -64,8 +64,8 @@ class Entries:
 def _merge_duplicates(ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
     """One slot for each id, in ascending order, with the probability of all its slots; the others become empty.
 
-    Sums over runs of equal ids by doubling: after s steps a slot holds the next 2^s of its run. No scatter with atomics:
-    the order of the additions is fixed.
+    Sums over runs of equal ids by doubling: after s steps a slot holds the next 2^s of its run. A scatter with atomics
+    would leave the order of the additions open.
     """
     ids, order = ids.sort(dim=1, stable=True)
     logprobs = logprobs.gather(1, order)

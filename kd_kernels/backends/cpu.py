@@ -13,6 +13,9 @@ from kd_kernels import _core
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _FAMILIES, _REDUCTIONS = _core.FAMILIES, _core.REDUCTIONS
 
+# Dtypes whose products `outer_product` adds up in float32 on this processor.
+OUTER_PRODUCT_DTYPES = {torch.bfloat16} if _core.has_outer_product() else set()
+
 # Gradients from this size on live in memory that is kept for the next one (csrc/cpu/gradient_memory.h). Below it the
 # allocator keeps memory itself.
 _KEPT_BYTES = 32 << 20
@@ -78,6 +81,22 @@ def row_losses(
     _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns, "none",
          gradient, losses, entropy)  # fmt: skip
     return losses
+
+
+def outer_product(
+    out: Tensor,  # (V, H) float32
+    gradient: Tensor,  # (N, V)
+    hidden: Tensor,  # (N, H)
+    gain: float,
+    add: bool,
+) -> None:
+    """out = gain gradient^T hidden, or out += it; torch's product of these dtypes would end with a rounding."""
+    if hidden.stride(1) != 1:
+        hidden = hidden.contiguous()
+    _core.outer_product(
+        *gradient.shape, hidden.shape[1], gradient.data_ptr(), gradient.stride(0), hidden.data_ptr(), hidden.stride(0),
+        out.data_ptr(), out.stride(0), gain, add, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> None:

@@ -1,6 +1,8 @@
 """Where the gradient of a chunk of the student's logits goes: into the gradients of a head, or into its place in the
 gradient of the logits."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,21 @@ class HeadGradients:
     """
 
     def __init__(
-        self, side: Projection, weight: Tensor, bias: Tensor | None, wanted: list[bool], *, once: tuple[bool, bool]
+        self,
+        side: Projection,
+        weight: Tensor,
+        bias: Tensor | None,
+        wanted: list[bool],
+        backend: ModuleType,
+        *,
+        once: tuple[bool, bool],
     ) -> None:
-        self._side, columns = side, side.weight.shape[0]
-        rows_once, columns_once = once
-        self._hidden = ProductSum(side.hidden, len(side.hidden), side.dtype, once=rows_once) if wanted[0] else None
-        self._weight = ProductSum(weight, columns, side.dtype, once=columns_once) if wanted[1] else None
+        def product_sum(like: Tensor, rows: int, once: bool) -> ProductSum:
+            return ProductSum(like, rows, side.dtype, backend, once=once)
+
+        self._side = side
+        self._hidden = product_sum(side.hidden, len(side.hidden), once[0]) if wanted[0] else None
+        self._weight = product_sum(weight, len(side.weight), once[1]) if wanted[1] else None
         self._bias = torch.zeros_like(bias, dtype=sum_dtype(bias.dtype)) if wanted[2] else None
         self._bias_dtype = None if bias is None else bias.dtype
         self._buffer = None

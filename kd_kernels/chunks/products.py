@@ -1,5 +1,7 @@
 """The matrix products of an LM head, and sums of them over chunks."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,10 @@ class ProductSum:
     once, to its dtype. Where each block is one product there is no accumulator.
     """
 
-    def __init__(self, like: Tensor, rows: int, products: torch.dtype, *, once: bool) -> None:
+    def __init__(self, like: Tensor, rows: int, products: torch.dtype, backend: ModuleType, *, once: bool) -> None:
         """like: of the result's shape and dtype; rows: those that get products, the rest is 0; products: their dtype;
         once: each block is written once."""
+        self._backend = backend
         self._dtype = like.dtype
         self._direct = once and products == like.dtype
         dtype = like.dtype if self._direct else sum_dtype(like.dtype)
@@ -42,6 +45,8 @@ class ProductSum:
             torch.addmm(out, a, b, beta=beta, alpha=gain, out=out)
         elif out.device.type == "cuda":
             torch.addmm(out, a, b, out_dtype=out.dtype, beta=beta, alpha=gain, out=out)
+        elif a.dtype in self._backend.OUTER_PRODUCT_DTYPES and a.stride(0) == 1:
+            self._backend.outer_product(out, a.t(), b, gain, not first)
         else:
             b = b.to(out.dtype)
             for part, wide in zip(out.split(WIDENED), a.split(WIDENED), strict=True):

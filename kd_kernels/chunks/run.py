@@ -41,7 +41,7 @@ def divergence(
     memory_budget: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, 0-d or (N,); gradients of student, weight and bias, empty where not wanted; statistics (S, N) or empty."""
+    """-> loss, 0-d or (N,); gradients of student, weight and bias, empty if not wanted; statistics (S, N) or empty."""
     n, device, real = len(student), student.device, sum_dtype(student.dtype)
     if reduction == "mean" and normalizer is None:
         normalizer = count(weight, student[:, 0]).clamp(min=1)
@@ -66,7 +66,7 @@ def divergence(
     gradient = None
     if isinstance(student_side, Projection) and any(wanted):
         once = (name == "tokens" or size >= columns, name == "vocabulary" or size >= task.rows)
-        gradient = HeadGradients(student_side, student_weight, student_bias, wanted, once=once)
+        gradient = HeadGradients(student_side, student_weight, student_bias, wanted, task.backend, once=once)
     elif wanted[0]:
         gradient = LogitsGradient(student_side, task.backend.empty_gradient(student), columns)
     stats = torch.empty((2 if ids is None else 5, task.rows) if with_stats else (0, 0), dtype=real, device=device)
@@ -122,7 +122,7 @@ def _problem(
         weight_itemsize=student.dtype.itemsize if weight is None else weight.dtype.itemsize,
         softcap=isinstance(student, Projection) and student.softcap,
         gathered=gathered,
-        widened=task.device.type != "cuda",
+        widened=task.device.type != "cuda" and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES,
         threads=torch.get_num_threads() if on_cpu else 0,
     )
 

@@ -25,6 +25,9 @@ from kd_kernels.reduction import count
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 
+# On GPUs torch itself adds such products up in float32.
+OUTER_PRODUCT_DTYPES: set[torch.dtype] = set()
+
 
 def divergence(
     student: Tensor,  # (N, V)
@@ -159,7 +162,7 @@ def tail_gradient(
     if slots:
         listed_gradient_kernel[(rows,)](
             ids.contiguous(), weights, _single(entries, tail), gradient, columns, slots, gradient.stride(0),
-            BLOCK=LISTED_BLOCK, **(options | {"num_warps": 1}),
+            BLOCK=LISTED_BLOCK, **options,
         )  # fmt: skip
 
 
