@@ -126,7 +126,7 @@ def _top(teacher: nn.Module, k: int, temperature: float, form: Form, batch: Batc
 def _rank(prediction: Tensor | Head, rows: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """(total [C], ids [C, K], log-probabilities [C, K]) of some rows, hidden states or logits."""
     x = dataclasses.replace(prediction, hidden=rows).logits() if isinstance(prediction, Head) else rows
-    x = x.float() / temperature
+    x = x.float() if temperature == 1 else x.float() / temperature
     values, ids = x.topk(k)
     logprobs = values - x.logsumexp(-1, keepdim=True)
     return logprobs.logsumexp(-1), ids, logprobs
