@@ -1,6 +1,7 @@
 """`kd-kernels cache-teacher`: arguments."""
 
 import argparse
+import sys
 from dataclasses import asdict, fields
 
 from kd_kernels.cli.distill import add_machine, add_text, default
@@ -45,8 +46,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from kd_kernels.distillation.caching import cache_teacher
+    from kd_kernels.distillation.stop import Stopped
 
     settings = CacheSettings(**{field.name: getattr(args, field.name) for field in fields(CacheSettings)})
-    out = cache_teacher(settings)
+    try:
+        out = cache_teacher(settings)
+    except Stopped as stopped:  # in the training of the built-in teacher
+        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        return 128 + stopped.signum
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
