@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     models.add_argument(
         "--tail", choices=TAILS,
-        help="what to make of the probability that the cache leaves out: one more entry, nothing (both sides "
-        "renormalised), or nothing (the sum cut off) (bucket)",
+        help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
+        "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
     _add_training(parser.add_argument_group("training"))

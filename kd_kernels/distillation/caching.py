@@ -37,7 +37,6 @@ def cache_teacher(settings: CacheSettings) -> Path:
     documents = models.read_documents(settings)
     training, _ = text.split(documents, settings.holdout)
     out = Path(settings.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if settings.teacher:
         teacher, tokenizer = models.load_teacher(settings.teacher, settings), models.load_tokenizer(settings.teacher)
     else:
@@ -50,8 +49,11 @@ def cache_teacher(settings: CacheSettings) -> Path:
         compute = partial(_all, teacher)
         layout = {"logits": (compute(_batch(blocks, [0], settings))["logits"].dtype, (*_positions(blocks), k))}
     else:
+        if not settings.logits:
+            models.check_head(teacher)
         compute = partial(_top, teacher, k, settings.temperature, Form(settings.logits))
         layout = _layout(_positions(blocks), k, made_from["vocabulary"], getattr(torch, settings.precision))
+    out.parent.mkdir(parents=True, exist_ok=True)
     _check_space(out, teacher_cache_file.size(layout))
     pieces = _pieces(compute, blocks, settings)
     try:

@@ -50,7 +50,8 @@ def load_pair(settings: Settings) -> Pair:
     )
     _check(pair, load_tokenizer(settings.student))
     if not settings.logits:
-        _check_heads(pair)
+        check_head(pair.student)
+        check_head(pair.teacher)
     return pair
 
 
@@ -85,13 +86,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _check_heads(pair: Pair) -> None:
-    """Checks that losses can be computed from the models' LM heads."""
-    for model in (pair.student, pair.teacher):
-        try:
-            head_parameters(model)
-        except ValueError as error:
-            raise ValueError(f"{error}; or pass --logits") from None
+def check_head(model: PreTrainedModel) -> None:
+    """Checks that the LM head can be used without the model's logits."""
+    try:
+        head_parameters(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass --logits") from None
 
 
 def _is_directory(name: str) -> bool:
