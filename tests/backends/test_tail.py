@@ -205,6 +205,16 @@ def test_far_below_the_listed_mass(backend, height, where):
 
 
 @each_backend
+def test_lists_at_the_edges_of_blocks(backend):
+    """The first and the last entry of what may be swept at once hold nearly all of the mass."""
+    edges = [v for end in (16, 1024, 2048, 4096, 6144, 6500) for v in (end - 1, end)][:-1]
+    ids = torch.tensor([edges, [0, *edges[1:]], [*edges[::-1]]])
+    logits, _ = make(3, 6500, 0, torch.float32)
+    check(backend, logits.scatter(1, ids, 50.0), ids)
+    check(backend, logits.scatter(1, ids, -50.0), ids)
+
+
+@each_backend
 def test_rising_row(backend):
     """A first block that says nothing about the rest: the sum leaves its range and the row is swept again."""
     logits, ids = make(2, few(backend, 40000, 7000), 5, torch.float32)
