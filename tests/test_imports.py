@@ -35,7 +35,7 @@ FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any 
 
 # What users may import, beside the public names themselves and one another: the table of backends for those who report
 # it.
-OPEN_TO_USERS = {"divergences", "losses", "memory", "stats", "backends.select", "_core"}
+OPEN_TO_USERS = {"divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core"}
 
 
 def imports(path: Path) -> set[str]:
