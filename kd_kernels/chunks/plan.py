@@ -77,7 +77,7 @@ def choose(problem: Problem, chunk_tokens: int | None, memory_budget: int | None
     preferred = token_chunks(problem, default_rows(problem))
     if memory_budget is None or preferred.peak_bytes <= memory_budget:
         return preferred
-    fewer = _largest(lambda rows: token_chunks(problem, rows), preferred.size, memory_budget)
+    fewer = _largest(lambda rows: token_chunks(problem, equal_parts(problem.rows, rows)), preferred.size, memory_budget)
     if fewer is not None and fewer.size >= _SLOW_ROWS:
         return fewer
     narrow = _largest(lambda columns: vocabulary_chunks(problem, columns), _FAST_COLUMNS, memory_budget)
