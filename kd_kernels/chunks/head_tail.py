@@ -12,7 +12,7 @@ _DIGIT = 8  # bits
 _VALUES = 1 << _DIGIT
 _MASS_UNIT = 2.0**52  # sums stay exact in float64 too
 _GAP_UNIT = 2.0**61  # sums of |p - q| are at most 2
-_BLOCK = 1 << 21  # entries gone over at a time: they take some hundred bytes each
+SELECTED = 1 << 21  # entries gone over at a time: they take some hundred bytes each
 
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32,
              torch.float64: torch.int64}  # fmt: skip
@@ -118,5 +118,5 @@ def _order(logits: Tensor) -> Tensor:
 
 def _blocks(logits: Tensor) -> list[slice]:
     rows, columns = logits.shape
-    step = max(1, _BLOCK // columns)
+    step = max(1, SELECTED // columns)
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]

@@ -5,12 +5,15 @@ slice gives its own KL and log-ratio of masses to relative precision, and the KL
 docs/numerics.md, so that nothing cancels where the sides are close, however the vocabulary is cut.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kd_kernels.slice_rows import SliceStatistics
+
+_TOGETHER = 8
 
 
 class Whole(NamedTuple):
@@ -33,6 +36,43 @@ class Whole(NamedTuple):
     reverse: Tensor
     entropy_student: Tensor
     entropy_teacher: Tensor
+
+
+def as_slice(whole: Whole) -> Tensor:
+    """Rows so far as the statistics `[fields, N]` of one slice, to be merged with what follows."""
+    zero = torch.zeros_like(whole.gap)
+    some = (whole.mass_student > 0) & (whole.mass_teacher > 0)
+    relation = [torch.where(some, x, 0.0) for x in (whole.gap, zero, whole.forward, whole.reverse)]
+    entropies = [
+        torch.where(mass > 0, x, 0.0)
+        for mass, x in ((whole.mass_student, whole.entropy_student), (whole.mass_teacher, whole.entropy_teacher))
+    ]
+    return torch.stack(SliceStatistics(*whole[:4], zero, zero, *relation, *entropies))
+
+
+class Fold:
+    """Folds tensors as they come, eight at a time, and what comes of that eight at a time: a tree of fixed shape, of
+    which at most eight are kept at each height."""
+
+    def __init__(self, fold: Callable[[Tensor], Tensor]) -> None:
+        """fold: `[parts, ...]` -> `[...]`, associative but for rounding."""
+        self._fold = fold
+        self._heights: list[list[Tensor]] = []
+
+    def add(self, part: Tensor, height: int = 0) -> None:
+        if height == len(self._heights):
+            self._heights.append([])
+        parts = self._heights[height]
+        parts.append(part)
+        if len(parts) == _TOGETHER:
+            self._heights[height] = []
+            self.add(self._fold(torch.stack(parts)), height + 1)
+
+    def parts(self) -> Tensor:
+        """What is left to fold, in order `[parts, ...]`; and starts anew."""
+        parts = [part for height in reversed(self._heights) for part in height]
+        self._heights = []
+        return torch.stack(parts)
 
 
 def total(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kd_kernels.chunks.head_tail import SELECTED
 from kd_kernels.chunks.products import WIDENED
 
 # A chunk of this many rows keeps the matrix products at the speed of large ones, and a weight gradient from being read
@@ -19,6 +20,10 @@ _LARGEST_ROWS = 4096
 # Below this many rows reading the weights takes longer than the products.
 _SLOW_ROWS = 32
 _FAST_COLUMNS, _FEWEST_COLUMNS = 8192, 256
+# What is known of a row while its slices go by: numbers of eight slices, twice, and of their merge.
+_STATISTICS_BYTES = 3 * 8 * 12 * 8
+_SELECTION_BYTES = 60  # of an entry that AKL's selection looks at
+_LISTED_BYTES = 80  # of an entry that a sparse teacher lists
 
 
 class Plan(NamedTuple):
@@ -47,13 +52,15 @@ class Problem:
     columns: int
     student: Side
     teacher: Side | None  # None: sparse
+    listed: int  # entries that a sparse teacher lists for a row
     gradients: tuple[bool, bool, bool]  # wanted: of hidden states or logits, weight, bias
     vocabulary: int  # rows of the student's weight
     weight_itemsize: int  # of the student's weight as given
     softcap: bool  # of the student
     gathered: bool  # rows that count were picked out of more
-    widened: bool  # no product of reduced precision with a wider result on this device
-    with_stats: bool = False
+    cast_bytes: int  # of weights in the dtype of the products, where that is another
+    selects: bool  # AKL, which splits the vocabulary by the teacher
+    widened: tuple[bool, bool]  # no product for the gradients of hidden states, weight, that adds up in float32
 
     @property
     def sum_itemsize(self) -> int:
@@ -128,7 +135,7 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
     wide = problem.sum_itemsize
     wanted = any(problem.gradients)
 
-    fixed = rounded = working = 0
+    fixed, rounded, working = problem.cast_bytes, 0, _LISTED_BYTES * problem.rows * problem.listed
     # Gradients that chunks add to have an accumulator, and are rounded at the end, when the chunks are gone.
     if student.hidden:
         for is_wanted, entries, itemsize, cut in (
@@ -139,8 +146,6 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
                 direct = not cut and itemsize == student.itemsize
                 fixed += entries * (itemsize if direct else wide)
                 rounded += 0 if direct or itemsize == wide else entries * itemsize
-        if problem.weight_itemsize != student.itemsize:
-            fixed += problem.vocabulary * student.hidden * student.itemsize
         if problem.gathered:
             rounded += problem.rows * student.hidden * student.itemsize if problem.gradients[0] else 0
     elif problem.gradients[0]:
@@ -154,6 +159,14 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
             copies = 2 if side is student and wanted and problem.softcap else 1
             width = columns if side.hidden or columns_cut else side.width
             working += copies * rows * width * side.itemsize
-    if problem.widened and wanted and student.itemsize < wide and (rows_cut or columns_cut):
-        working += wide * (rows * min(columns, WIDENED) + (rows if rows_cut else columns) * student.hidden)
+    if student.hidden and student.itemsize < wide:  # factors that are widened for their product
+        part = min(WIDENED, rows * columns)
+        of_hidden = columns_cut and problem.gradients[0] and problem.widened[0]
+        of_weight = rows_cut and problem.gradients[1] and problem.widened[1]
+        other = columns if of_hidden else rows if of_weight else 0
+        # The product packs its factor once more.
+        working += wide * (2 * part + other * student.hidden) if other else 0
+    if columns_cut and teacher is not None:
+        working += _STATISTICS_BYTES * rows
+        working += _SELECTION_BYTES * min(SELECTED, rows * columns) if problem.selects else 0
     return fixed + max(working, rounded)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kd_kernels.reduction import sum_dtype
 
-# Rows of a product in reduced precision that are widened at a time where torch has none with a float32 result.
-WIDENED = 8192
+# Entries of a factor in reduced precision that are widened at a time where there is no product with a float32 result.
+WIDENED = 1 << 21
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, gain: float, out: Tensor) -> None:
@@ -51,8 +51,9 @@ class ProductSum:
             self._backend.outer_product(out, a.t(), b, gain, not first)
         else:
             b = b.to(out.dtype)
-            for part, wide in zip(out.split(WIDENED), a.split(WIDENED), strict=True):
-                part.addmm_(wide.to(out.dtype), b, beta=beta, alpha=gain)
+            rows = max(1, WIDENED // a.shape[1])
+            for part, narrow in zip(out.split(rows), a.split(rows), strict=True):
+                part.addmm_(narrow.to(out.dtype), b, beta=beta, alpha=gain)
 
     def result(self) -> Tensor:
         if self._empty:  # no rows, no chunks

@@ -50,9 +50,12 @@ def divergence(
     if ids is not None:
         teacher_side = Entries.of(ids, teacher, tail, columns, real)
     index = None
-    if student_weight is not None or teacher_weight is not None:  # products are what masked rows can save
-        index = _counted(weight, on_device)
-    if index is not None:
+    if weight is not None and (student_weight is not None or teacher_weight is not None):
+        if _waits(weight, on_device):
+            index = _counted(weight)
+        else:
+            student_side = student_side.clear(weight == 0)
+    if index is not None:  # products are what masked rows can save
         student_side, teacher_side = student_side.select(index), teacher_side.select(index)
         weight, upstream = weight[index], None if upstream is None else upstream[index]
     rates = (student_side.rate, teacher_side.rate)
@@ -60,7 +63,8 @@ def divergence(
         family, params, tuple(k * rate for k, rate in zip(inverse_temperatures, rates, strict=True)), scale, columns,
         weight, upstream, normalizer, select.implementation(backend), n if index is None else len(index), real, device,
     )  # fmt: skip
-    problem = _problem(student_side, teacher_side, student_weight, wanted, task, gathered=index is not None)
+    cast = _cast_bytes(student_side, student_weight) + _cast_bytes(teacher_side, teacher_weight)
+    problem = _problem(student_side, teacher_side, student_weight, wanted, task, cast, gathered=index is not None)
     name, size, _ = plan.choose(problem, chunk_tokens, memory_budget)
 
     gradient = None
@@ -89,10 +93,13 @@ def _side(
     return Rows(x) if weight is None else Projection.of(x, weight, bias, transform, columns)
 
 
-def _counted(weight: Tensor | None, on_device: bool) -> Tensor | None:
-    """Which rows have a weight other than 0; None where all have, or where that cannot be known."""
-    if weight is None or (weight.is_cuda and (on_device or torch.cuda.is_current_stream_capturing())):
-        return None
+def _waits(weight: Tensor, on_device: bool) -> bool:
+    """Whether the host may look which rows count, for which it has to wait for a GPU."""
+    return not weight.is_cuda or not (on_device or torch.cuda.is_current_stream_capturing())
+
+
+def _counted(weight: Tensor) -> Tensor | None:
+    """Which rows have a weight other than 0; None where all have."""
     index = weight.nonzero().squeeze(1)
     return None if len(index) == len(weight) else index
 
@@ -108,21 +115,33 @@ def _problem(
     weight: Tensor | None,
     wanted: list[bool],
     task: Task,
+    cast_bytes: int,
     *,
     gathered: bool,
 ) -> plan.Problem:
+    on_gpu = task.device.type == "cuda"
     return plan.Problem(
         rows=task.rows,
         columns=task.columns,
         student=_sizes(student),
         teacher=None if isinstance(teacher, Entries) else _sizes(teacher),
+        listed=teacher.ids.shape[1] if isinstance(teacher, Entries) else 0,
         gradients=tuple(wanted),
         vocabulary=0 if weight is None else len(weight),
         weight_itemsize=student.dtype.itemsize if weight is None else weight.dtype.itemsize,
         softcap=isinstance(student, Projection) and student.softcap,
         gathered=gathered,
-        widened=task.device.type != "cuda" and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES,
+        cast_bytes=cast_bytes,
+        selects=task.family == "akl" and isinstance(teacher, Rows | Projection),
+        widened=(not on_gpu, not on_gpu and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES),
     )
+
+
+def _cast_bytes(side: Rows | Projection | Entries, weight: Tensor | None) -> int:
+    """Of the copy of a weight in the dtype of the products."""
+    if weight is None or weight.dtype == side.weight.dtype:
+        return 0
+    return side.weight.numel() * side.weight.itemsize
 
 
 def _sizes(side: Rows | Projection) -> plan.Side:

@@ -34,6 +34,10 @@ class Rows:
         """Whether a chunk needs memory of its own."""
         return self.index is not None
 
+    def clear(self, rows: Tensor) -> "Rows":
+        """As it is: logits of rows that do not count are not read."""
+        return self
+
     def select(self, rows: Tensor) -> "Rows":
         return replace(self, index=rows)
 
@@ -77,6 +81,10 @@ class Projection:
     @property
     def buffered(self) -> bool:
         return True
+
+    def clear(self, rows: Tensor) -> "Projection":
+        """With 0 in the hidden states of these rows: not even NaN times a gradient of 0 shows."""
+        return replace(self, hidden=self.hidden.masked_fill(rows[:, None], 0))
 
     def select(self, rows: Tensor) -> "Projection":
         return replace(self, hidden=self.hidden.index_select(0, rows))

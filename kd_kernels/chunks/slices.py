@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kd_kernels.chunks.head_tail import HeadTail
-from kd_kernels.chunks.merge import merge, total
+from kd_kernels.chunks.merge import Fold, Whole, as_slice, merge, total
 from kd_kernels.divergences import Kernel
 from kd_kernels.slice_rows import SliceState
 
@@ -42,7 +42,7 @@ class SlicedRows:
     """Losses `weight scale D` of N rows, their entropies and gradients, as `ops.divergence` gives them for whole rows.
 
     Slices may differ in width and must come in the same order in every pass. A row of weight 0 is not read. Each
-    pass keeps a few numbers for each row and slice until it is over.
+    pass keeps a few numbers for each row.
 
     Args:
         rows: N.
@@ -81,8 +81,8 @@ class SlicedRows:
         student, teacher = inverse_temperatures
         self._k, self._ratio = torch.tensor([student, teacher / student], dtype=self._real).tolist()
         self._columns = 0
-        self._statistics: list[Tensor] = []  # (fields, N) of each slice
-        self._sums: list[Tensor] = []  # (2, N) of each slice
+        self._statistics = Fold(lambda parts: as_slice(self._merge(parts)))  # (fields, N) of each slice
+        self._sums = Fold(total)  # (2, N) of each slice
 
     @property
     def needs_selection(self) -> bool:
@@ -95,16 +95,18 @@ class SlicedRows:
     def statistics(self, student: Tensor, teacher: Tensor) -> None:
         """First pass: logits of one slice, `[N, W]` each."""
         self._columns += student.shape[1]
-        self._statistics.append(
+        self._statistics.add(
             self._kernels.slice_statistics(
                 student, teacher, self._weight, self._inverse_temperatures, self._with_entropy
-            )
+            ).double()
         )
+
+    def _merge(self, parts: Tensor) -> Whole:
+        return merge(parts, self._k, self._ratio)
 
     def normalise(self) -> None:
         """The first pass is over."""
-        whole = merge(torch.stack(self._statistics).double(), self._k, self._ratio)
-        self._statistics.clear()
+        whole = self._merge(self._statistics.parts())
         self._whole = whole
         self._defined = (1 / whole.mass_student).isfinite() & (1 / whole.mass_teacher).isfinite()
         apart = (whole.top_student - self._ratio * whole.top_teacher) * self._k
@@ -140,10 +142,10 @@ class SlicedRows:
         if self._head_tail is not None:
             self._head_tail.gaps(student, teacher)
             return
-        self._sums.append(
+        self._sums.add(
             self._kernels.slice_sums(
                 student, teacher, self._weight, self._family, self._params, self._inverse_temperatures, self._state
-            )
+            ).double()
         )
 
     def finish(self) -> tuple[Tensor, Tensor | None]:
@@ -159,8 +161,7 @@ class SlicedRows:
             value += torch.where(state.reverse_weight > 0, state.reverse_weight * self._whole.reverse, 0.0)
             h_sum = state.reverse_weight * self._whole.reverse.clamp(max=_INFINITE_MEAN)
         else:
-            value, h_sum = total(torch.stack(self._sums).double())
-            self._sums.clear()
+            value, h_sum = total(self._sums.parts())
         self._state[SliceState._fields.index("h_sum")] = h_sum
         value = self._scale * value.clamp(min=0)  # before the weight, which may be negative
         losses = self._of_rows(value if self._weight is None else self._weight * value)

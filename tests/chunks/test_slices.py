@@ -17,6 +17,7 @@ from support import (
 )  # fmt: skip
 
 import kd_kernels as kd
+from kd_kernels.backends.select import implementation
 from kd_kernels.chunks.slices import SlicedRows
 from kd_kernels.testing.budget import assert_within_budget
 from kd_kernels.testing.inputs import far_pair, near_pair, one_hot_pair
@@ -36,7 +37,8 @@ def sliced(
 ):  # fmt: skip
     """Losses and gradient by way of slices. `entropy`: a list that takes the entropies."""
     rows = SlicedRows(
-        student.shape[0], *kind.kernel, tuple(1 / t for t in temperature), scale, weight, backend, entropy is not None,
+        student.shape[0], *kind.kernel, tuple(1 / t for t in temperature), scale, weight, implementation(backend),
+        entropy is not None,
         student.dtype, student.device,
     )  # fmt: skip
     student = student.clone()

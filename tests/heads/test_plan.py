@@ -22,8 +22,8 @@ MIB = 1 << 20
 def problem(rows=1024, columns=151_936, hidden=128, itemsize=4, **changes) -> Problem:
     side = Side(hidden, itemsize)
     sizes = Problem(
-        rows, columns, side, side, gradients=(True, True, False), vocabulary=columns, weight_itemsize=itemsize,
-        softcap=False, gathered=False, widened=False,
+        rows, columns, side, side, listed=0, gradients=(True, True, False), vocabulary=columns, weight_itemsize=itemsize,
+        softcap=False, gathered=False, cast_bytes=0, selects=False, widened=(True, False),
     )  # fmt: skip
     return replace(sizes, **changes)
 
@@ -36,7 +36,7 @@ problems = st.builds(
     itemsize=st.sampled_from([2, 4, 8]),
     softcap=st.booleans(),
     gathered=st.booleans(),
-    widened=st.booleans(),
+    widened=st.tuples(st.booleans(), st.booleans()),
     gradients=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 
