@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_kernels.reduction import sum_dtype
 
 # Entries of a factor in reduced precision that are widened at a time where there is no product with a float32 result.
-WIDENED = 1 << 21
+WIDENED = 1 << 19
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, gain: float, out: Tensor) -> None:

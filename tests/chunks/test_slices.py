@@ -356,7 +356,9 @@ def test_number_of_passes(backend):
     """A pass over the slices is a projection of both sides."""
     for kind in DEFAULTS:
         student, teacher = on_device(backend, *far_pair(1, 20, torch.bfloat16))
-        rows = SlicedRows(1, *kind.kernel, (1.0, 1.0), 1.0, None, backend, False, student.dtype, student.device)
+        rows = SlicedRows(
+            1, *kind.kernel, (1.0, 1.0), 1.0, None, implementation(backend), False, student.dtype, student.device
+        )
         rows.statistics(student, teacher)
         rows.normalise()
         selections = 0
