@@ -53,7 +53,6 @@ class Problem:
     softcap: bool  # of the student
     gathered: bool  # rows that count were picked out of more
     widened: bool  # no product of reduced precision with a wider result on this device
-    threads: int  # of the native core, each with scratch of its own; 0 on GPUs
     with_stats: bool = False
 
     @property
@@ -157,5 +156,4 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
             working += copies * rows * width * side.itemsize
     if problem.widened and wanted and student.itemsize < wide and (rows_cut or columns_cut):
         working += wide * (rows * min(columns, WIDENED) + (rows if rows_cut else columns) * student.hidden)
-    working += problem.threads * 6 * columns * wide
     return fixed + max(working, rounded)

@@ -1,4 +1,4 @@
-"""Values and every gradient of all kinds and pairs of sides, in both plans, against float64 autograd of dense logits."""
+"""Values and gradients of all kinds and pairs of sides, in both plans, against float64 autograd of dense logits."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_dtypes(kind, dtype, student, teacher, plan, monkeypatch):
 def test_bias_scale_and_softcap(teacher, dtype, bias, scale, softcap, plan, monkeypatch):
     follow(monkeypatch, plan, SIZES[plan])
     pair = make("head", teacher, dtype, bias=bias, scale=scale, softcap=softcap)
-    assert_right(pair, "jsd", mask=torch.rand(61) - 0.3, reduction="mean")
+    assert_right(pair, "jsd", mask=torch.arange(61) % 3 - 0.5, reduction="none")
 
 
 @each_plan
@@ -158,7 +158,7 @@ class TestCrossEntropy:
 @pytest.mark.parametrize("kind", DEFAULTS, ids=name)
 @pytest.mark.parametrize("teacher", ["head", "bucket"])
 def test_triton(kind, teacher):
-    assert_right(make("head", teacher, rows=3, vocab=70), kind, backend="triton", chunk_tokens=2)
+    assert_right(make("head", teacher, rows=5, vocab=70), kind, backend="triton", chunk_tokens=2)
 
 
 @each_plan
