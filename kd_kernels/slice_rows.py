@@ -15,7 +15,7 @@ class SliceStatistics(NamedTuple):
     """Of one slice, as if it were the whole row. A row of weight 0 has 0 everywhere.
 
     Attributes:
-        top_student, top_teacher: the largest logit, at least -1e29.
+        top_student, top_teacher: the largest logit, but no lower than some -1e9 T (-1e17 T in float64).
         sum_student, sum_teacher: sum e^((z - top) / T); 0 where the slice has no mass, and then what follows is 0 too.
         shift_student, shift_teacher, gap: what d was measured from.
         residue: sum (q - p) at that gap, to relative precision: `gap` is right once log1p(residue) is added.

@@ -129,6 +129,8 @@ bool has_outer_product() {
 
 void outer_product(const OuterProduct& p, int threads) {
   const int64_t panels = (p.width + kPanel - 1) / kPanel, blocks = (p.columns + kBlock - 1) / kBlock;
+  if (p.rows == 0 && !p.add)
+    for (int64_t i = 0; i < p.columns; ++i) std::fill_n(p.sum + i * p.sum_stride, p.width, 0.0f);
   const Words x = allocate(panels * kPanel * kPairs);
   if (!x) throw std::bad_alloc();
   std::atomic<bool> no_memory{false};

@@ -15,9 +15,9 @@
 
 KD_BEGIN
 
-// A slice may hold nothing but -inf, or the lowest number of its dtype, on either side. Entries from here down have no
-// mass, and differences of offsets stay finite; kBeyond is lower still.
-constexpr float kLowestTop = -1e29f;
+// A slice may hold nothing but -inf, or some very low number, on either side. Entries whose logarithm is below this one
+// have no mass: an offset as large would be rounded by more than an exponential can bear.
+template <class S> constexpr S kLowestHeight = S(sizeof(S) == sizeof(double) ? -1e17 : -1e9);
 
 template <class F, class U> struct SliceKernel {  // U: gradient as written
   using S = ScalarOf<F>;
@@ -33,7 +33,8 @@ template <class F, class U> struct SliceKernel {  // U: gradient as written
   // Each KL of the slice as a distribution of its own; the slice's gap is right to relative precision once log1p of the
   // residue, sum (q - p), is added.
   template <class Set> void statistics(bool entropies, Set set) {
-    const S top_s = max(row_max<F>(zs, n), S(kLowestTop)), top_t = max(row_max<F>(zt, n), S(kLowestTop));
+    const S top_s = max(row_max<F>(zs, n), kLowestHeight<S> / k.rate_student);
+    const S top_t = max(row_max<F>(zt, n), kLowestHeight<S> / k.rate_teacher);
     const ExponentialSums sum = exponentiate(top_s, top_t);
     set(SliceStatistic::kTopStudent, top_s);
     set(SliceStatistic::kTopTeacher, top_t);

@@ -27,10 +27,11 @@ class AKL(Divergence):
         self._require("mu", lambda mu: 0 <= mu < 1, "at least 0 and below 1")
 
     def rows(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        head = self._head(log_p, log_q)
-        forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
-        # A weight of 0 leaves its side out even where that is infinite.
-        return torch.where(head > 0, head * forward, 0) + torch.where(head < 1, (1 - head) * reverse, 0)
+        head = self._head(log_p, log_q).unsqueeze(-1)
+        # A weight of 0 leaves its side out even where that is infinite, and out of the gradient.
+        forward = kl(log_p, torch.where(head > 0, log_q, log_p))
+        reverse = kl(log_q, torch.where(head < 1, log_p, log_q))
+        return head.squeeze(-1) * forward + (1 - head.squeeze(-1)) * reverse
 
     def h(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         head = self._head(log_p, log_q).unsqueeze(-1)

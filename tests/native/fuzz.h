@@ -1,9 +1,13 @@
 // Random numbers and tensors for the fuzzers.
 #pragma once
 
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstring>
-#include <memory>
+#include <new>
 #include <random>
 
 #include "cpu/rows.h"
@@ -54,12 +58,38 @@ double get(const void* data, kd::DType dtype, int64_t at) {
 
 size_t size_of(kd::DType d) { return d == kd::DType::kFloat64 ? 8 : d == kd::DType::kFloat32 ? 4 : 2; }
 
-struct Buffer {  // ends at the last element, so that one step further is an error
-  std::unique_ptr<char[]> bytes;
+// Ends where a page ends that nobody may touch: masked instructions, which the address sanitizer does not see, must not
+// go further either. It sees what others do in front of the buffer.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { release(); }
+
   void* allocate(int64_t elements, kd::DType dtype) {
-    bytes.reset(new char[size_t(elements) * size_of(dtype)]);
-    return bytes.get();
+    release();
+    const size_t bytes = size_t(elements) * size_of(dtype), page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t usable = (bytes + page - 1) / page * page;
+    size_ = usable + page;
+    void* pages = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    pages_ = static_cast<char*>(pages);
+    if (mprotect(pages_ + usable, page, PROT_NONE) != 0) throw std::bad_alloc();
+    ASAN_POISON_MEMORY_REGION(pages_, usable - bytes);
+    return pages_ + usable - bytes;
   }
+
+ private:
+  void release() {
+    if (!pages_) return;
+    ASAN_UNPOISON_MEMORY_REGION(pages_, size_);
+    munmap(pages_, size_);
+    pages_ = nullptr;
+  }
+
+  char* pages_ = nullptr;
+  size_t size_ = 0;
 };
 
 int64_t columns() {

@@ -11,8 +11,9 @@ from kd_kernels.backends.triton.elementary import LOG2_E
 from kd_kernels.backends.triton.row_kernel import clear, entropies, term_sums, write_gradient
 from kd_kernels.backends.triton.row_sweeps import exponential_sums, log_ratio, measure, probabilities, row_max
 
-# Entries from here down have no mass, and differences of offsets stay finite; BEYOND is lower still.
-LOWEST_TOP = tl.constexpr(-1e29)
+# Entries whose logarithm is below this one have no mass: an offset as large would be rounded by more than an
+# exponential can bear.
+LOWEST_HEIGHT = tl.constexpr(-1e9)
 
 
 @triton.jit
@@ -35,8 +36,8 @@ def slice_statistics_kernel(
     else:
         k2_s = inverse_temperature_s * LOG2_E
         k2_t = inverse_temperature_t * LOG2_E
-        top_s = tl.maximum(row_max(zs, columns, BLOCK), LOWEST_TOP)
-        top_t = tl.maximum(row_max(zt, columns, BLOCK), LOWEST_TOP)
+        top_s = tl.maximum(row_max(zs, columns, BLOCK), LOWEST_HEIGHT / k2_s)
+        top_t = tl.maximum(row_max(zt, columns, BLOCK), LOWEST_HEIGHT / k2_t)
         off_s = -top_s * k2_s
         off_t = -top_t * k2_t
         sum_s, sum_t, _, _ = exponential_sums(zs, zt, columns, k2_s, k2_t, off_s, off_t, False, False, True, BLOCK)
