@@ -80,6 +80,33 @@ void outer_product(int64_t rows, int64_t columns, int64_t width, Address g, int6
   kd::outer_product(product, threads);
 }
 
+void divergence_slice(int pass, int64_t rows, int64_t columns, Address student, int64_t student_stride,
+                      int student_dtype, Address teacher, int64_t teacher_stride, int teacher_dtype, Address grad,
+                      int64_t grad_stride, Address weight, double inverse_temperature_student,
+                      double inverse_temperature_teacher, int family, double param, bool entropies, Address statistics,
+                      Address state, Address sums, Address factor, int threads) {
+  const auto dtype = static_cast<kd::DType>(student_dtype);
+  kd::SliceCall call{};
+  call.pass = static_cast<kd::SlicePass>(pass);
+  call.rows = rows;
+  call.columns = columns;
+  call.student = {pointer(student), student_stride, dtype};
+  call.teacher = {pointer(teacher), teacher_stride, static_cast<kd::DType>(teacher_dtype)};
+  call.grad = {pointer(grad), grad_stride, dtype};
+  call.weight = static_cast<const double*>(pointer(weight));
+  call.inverse_temperature_student = inverse_temperature_student;
+  call.inverse_temperature_teacher = inverse_temperature_teacher;
+  call.family = static_cast<kd::Family>(family);
+  call.param = param;
+  call.entropies = entropies;
+  call.statistics = static_cast<double*>(pointer(statistics));
+  call.state = static_cast<const double*>(pointer(state));
+  call.sums = static_cast<double*>(pointer(sums));
+  call.factor = static_cast<const double*>(pointer(factor));
+  py::gil_scoped_release release;
+  kd::run_slice(call, threads);
+}
+
 // The memory of one gradient as a buffer of bytes, given back when the last tensor over it is gone.
 class GradientMemory {
  public:
@@ -105,6 +132,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("tail_rows", &tail_rows);
   m.def("outer_product", &outer_product);
   m.def("has_outer_product", &kd::has_outer_product, "Whether this processor has the instructions of outer_product.");
+  m.def("divergence_slice", &divergence_slice);
   py::class_<GradientMemory>(m, "GradientMemory", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer(&GradientMemory::buffer);
@@ -116,7 +144,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("best_simd", &kd::best_simd, "Widest instruction set of this processor that the module has code for.");
   m.def("simd", &kd::simd, "Instruction set in use.");
   m.def("limit_simd", &kd::limit_simd, py::arg("simd"), "Use no wider instruction set than this; for tests.");
-  py::dict dtypes, families, reductions;
+  py::dict dtypes, families, reductions, slice_passes;
   dtypes["float32"] = int(kd::DType::kFloat32);
   dtypes["bfloat16"] = int(kd::DType::kBFloat16);
   dtypes["float16"] = int(kd::DType::kFloat16);
@@ -131,7 +159,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   reductions["none"] = int(kd::Reduction::kNone);
   reductions["sum"] = int(kd::Reduction::kSum);
   reductions["mean"] = int(kd::Reduction::kMean);
+  slice_passes["statistics"] = int(kd::SlicePass::kStatistics);
+  slice_passes["sums"] = int(kd::SlicePass::kSums);
+  slice_passes["gradient"] = int(kd::SlicePass::kGradient);
   m.attr("DTYPES") = dtypes;
   m.attr("FAMILIES") = families;
   m.attr("REDUCTIONS") = reductions;
+  m.attr("SLICE_PASSES") = slice_passes;
 }

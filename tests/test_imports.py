@@ -16,7 +16,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # From the ground up: a component imports those of lower layers, and none beside it but itself.
 LAYERS = [
     {"language_models"},
-    {"divergences", "reduction", "stats", "head", "top_k", "_core"},
+    {"divergences", "reduction", "stats", "slice_rows", "head", "top_k", "_core"},
     {"arguments"},
     {"backends"},
     {"chunks"},

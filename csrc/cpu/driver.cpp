@@ -45,6 +45,16 @@ TailFunction tail_function(DType dtype) {
   return tail_function_scalar(dtype);
 }
 
+SliceFunction slice_function(DType student, DType teacher) {
+#if defined(KD_X86)
+  if (student != DType::kFloat64) {
+    if (simd() == Simd::kAvx512) return slice_function_avx512(student, teacher);
+    if (simd() == Simd::kAvx2) return slice_function_avx2(student, teacher);
+  }
+#endif
+  return slice_function_scalar(student, teacher);
+}
+
 // One thread's scratch, kept for its next call: a row or two of the vocabulary, small beside any batch of logits.
 void* thread_scratch(size_t bytes) {
   struct Free {
@@ -101,6 +111,7 @@ template <class Real> double divisor_of(const RowsCall& call, const Total& total
   return counted > 0 ? double(counted) : 1.0;
 }
 
+// row(i, scratch) for every row, on at most `threads` threads.
 template <class Real> void run(RowsCall call, const Total& total, int threads) {
   std::vector<Real> values;
   if (!call.value) {
@@ -145,6 +156,13 @@ void run_tail(const TailCall& call, int threads) {
   const TailFunction row = tail_function(call.logits.dtype);
   for_each_row(call.rows, call.columns, threads, tail_scratch_bytes(call.columns),
                [&](int64_t i, void* scratch) { row(call, i, scratch); });
+}
+
+void run_slice(const SliceCall& call, int threads) {
+  const SliceFunction row = slice_function(call.student.dtype, call.teacher.dtype);
+  const auto run_row = [&](int64_t i, void* scratch) { row(call, i, scratch); };
+  const size_t item = call.student.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  for_each_row(call.rows, call.columns, threads, item * size_t(kScratchRows * scratch_row(call.columns)), run_row);
 }
 
 }  // namespace kd

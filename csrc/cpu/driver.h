@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "slices.h"
 #include "tail_rows.h"
 
 namespace kd {
@@ -24,5 +25,8 @@ struct Total {
 // Throws std::bad_alloc.
 void run_rows(const RowsCall& call, const Total& total, int threads);
 void run_tail(const TailCall& call, int threads);
+
+// All rows of one pass over one slice, likewise.
+void run_slice(const SliceCall& call, int threads);
 
 }  // namespace kd

@@ -196,10 +196,7 @@ void run_row(const RowsCall& call, int64_t row, double gradient_scale, void* scr
   }
   kernel.grad = grad;
   kernel.factor = static_cast<S>(weight * call.scale * upstream * gradient_scale * call.inverse_temperature_student);
-  kernel.k.rate_student = static_cast<S>(call.inverse_temperature_student / kLnBase<S>);
-  kernel.k.rate_teacher = static_cast<S>(call.inverse_temperature_teacher / kLnBase<S>);
-  kernel.k.k = static_cast<S>(call.inverse_temperature_student);
-  kernel.k.ratio = static_cast<S>(call.inverse_temperature_teacher / call.inverse_temperature_student);
+  kernel.k = tempering<S>(call.inverse_temperature_student, call.inverse_temperature_teacher);
 
   const double value = kernel.run(call);
   set(call.value, weight * call.scale * (value < 0 ? 0.0 : value));

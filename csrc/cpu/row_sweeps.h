@@ -21,6 +21,11 @@ template <class S> struct Tempering {  // S: the scalar, float or double
   S ratio;                             // T of the student / T of the teacher
 };
 
+template <class S> Tempering<S> tempering(double inverse_student, double inverse_teacher) {
+  return {static_cast<S>(inverse_student / kLnBase<S>), static_cast<S>(inverse_teacher / kLnBase<S>),
+          static_cast<S>(inverse_student), static_cast<S>(inverse_teacher / inverse_student)};
+}
+
 template <class S> struct Normal {      // a normalised row pair
   S offset_student, offset_teacher;     // logarithm of an entry's exponential: z rate + offset
   S inverse_student, inverse_teacher;   // 1 / sum of exponentials
@@ -136,6 +141,21 @@ template <class F, class T> ScalarOf<F> row_max(const T* z, int64_t n) {
   return reduce_max(m);
 }
 
+// What the log-ratio of an entry is measured from, once offsets and log-sums are known. Tops: the largest logits.
+template <class S> void set_gap(S top_s, S top_t, const Tempering<S>& k, Normal<S>* r) {
+  // Log-sum-exp relative to the top logit; `offset` is not exactly -top rate, and the remainder belongs to the sum.
+  constexpr double kLn = kLnBase<S>;
+  const double z_s = kLn * (r->log_sum_student - (r->offset_student + double(top_s) * k.rate_student));
+  const double z_t = kLn * (r->log_sum_teacher - (r->offset_teacher + double(top_t) * k.rate_teacher));
+  const double apart = (double(top_s) - double(k.ratio) * top_t) * k.k;
+  // Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from its
+  // own top, so that a large common offset on one side does not round the other side away.
+  const bool near = apart > -64 && apart < 64;
+  r->shift_student = near ? S(0) : top_s;
+  r->shift_teacher = near ? S(0) : top_t;
+  r->gap = static_cast<S>(z_s - z_t + (near ? apart : 0.0));
+}
+
 // First sweep. The offsets come from the largest logit of the first block: any entry may exceed it by 2^100 before a
 // sum is in danger, and then the row is swept again from its true maximum.
 template <class F, bool Forward, bool Reverse, class T, class S = ScalarOf<F>>
@@ -169,16 +189,7 @@ Normal<S> normalise(const T* zs, const T* zt, int64_t n, const Tempering<S>& k, 
   r.forward = kLn * (sum.forward / sum.teacher + (r.log_sum_student - r.log_sum_teacher));
   r.reverse = kLn * (mean + (r.log_sum_teacher - r.log_sum_student));
 
-  // Log-sum-exp relative to the top logit; `offset` is not exactly -top rate, and the remainder belongs to the sum.
-  const double z_s = kLn * (r.log_sum_student - (r.offset_student + double(top_s) * k.rate_student));
-  const double z_t = kLn * (r.log_sum_teacher - (r.offset_teacher + double(top_t) * k.rate_teacher));
-  const double apart = (double(top_s) - double(k.ratio) * top_t) * k.k;
-  // Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from its
-  // own top, so that a large common offset on one side does not round the other side away.
-  const bool near = apart > -64 && apart < 64;
-  r.shift_student = near ? S(0) : top_s;
-  r.shift_teacher = near ? S(0) : top_t;
-  r.gap = static_cast<S>(z_s - z_t + (near ? apart : 0.0));
+  set_gap(top_s, top_t, k, &r);
   return r;
 }
 

@@ -1,8 +1,13 @@
 #define KD_ISA avx2
 #include "row_kernel.h"
 #include "simd_avx2.h"
+#include "slice_kernel.h"
 #include "tail.h"
 
 kd::RowFunction kd::row_function_avx2(DType student, DType teacher) { return row_function<F32x8>(student, teacher); }
+
+kd::SliceFunction kd::slice_function_avx2(DType student, DType teacher) {
+  return slice_function<F32x8>(student, teacher);
+}
 
 kd::TailFunction kd::tail_function_avx2(DType dtype) { return tail_function<F32x8>(dtype); }

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from kd_kernels import _core
+from kd_kernels.slice_rows import SliceStatistics
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
-_FAMILIES, _REDUCTIONS = _core.FAMILIES, _core.REDUCTIONS
+_FAMILIES, _REDUCTIONS, _SLICE_PASSES = _core.FAMILIES, _core.REDUCTIONS, _core.SLICE_PASSES
 
 # Dtypes whose products `outer_product` adds up in float32 on this processor.
 OUTER_PRODUCT_DTYPES = {torch.bfloat16} if _core.has_outer_product() else set()
@@ -99,6 +100,54 @@ def outer_product(
     )  # fmt: skip
 
 
+def slice_statistics(
+    student: Tensor,  # (N, W)
+    teacher: Tensor,  # (N, W)
+    weight: Tensor | None,  # (N,)
+    inverse_temperatures: tuple[float, float],
+    with_entropy: bool,
+) -> Tensor:
+    """-> `SliceStatistics` [fields, N]."""
+    statistics = torch.empty(len(SliceStatistics._fields), student.shape[0], dtype=torch.float64)
+    _run_slice("statistics", student, teacher, weight, inverse_temperatures, with_entropy=with_entropy,
+               statistics=statistics)  # fmt: skip
+    return statistics
+
+
+def slice_sums(
+    student: Tensor,  # (N, W)
+    teacher: Tensor,  # (N, W)
+    weight: Tensor | None,  # (N,)
+    family: str,
+    params: tuple[float, float],
+    inverse_temperatures: tuple[float, float],
+    state: Tensor,  # (fields, N): `SliceState`
+) -> Tensor:
+    """-> sums of value and of h over the slice [2, N]."""
+    sums = torch.empty(2, student.shape[0], dtype=torch.float64)
+    _run_slice("sums", student, teacher, weight, inverse_temperatures, family, params, state=state, sums=sums)
+    return sums
+
+
+def slice_gradient(
+    student: Tensor,  # (N, W)
+    teacher: Tensor,  # (N, W)
+    weight: Tensor | None,  # (N,)
+    family: str,
+    params: tuple[float, float],
+    inverse_temperatures: tuple[float, float],
+    state: Tensor,  # (fields, N): `SliceState`
+    factor: Tensor,  # (N,)
+    out: Tensor,  # (N, W)
+) -> None:
+    """out = factor (h - q sum h). `out` may be `student`."""
+    target = out if out.stride(1) == 1 else torch.empty(out.shape, dtype=out.dtype)
+    _run_slice("gradient", student, teacher, weight, inverse_temperatures, family, params, state=state, factor=factor,
+               gradient=target)  # fmt: skip
+    if target is not out:
+        out.copy_(target)
+
+
 def scale_(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor, at no cost where the factor is 1."""
     if factor.item() != 1:
@@ -182,6 +231,29 @@ def _run(student, teacher, weight, upstream, normalizer, family, params, inverse
         student_entropy, teacher_entropy,
         *inverse_temperatures, scale, _FAMILIES[family], *params, _REDUCTIONS[reduction], torch.get_num_threads(),
     )  # fmt: skip
+
+
+def _run_slice(name, student, teacher, weight, inverse_temperatures, family="kl", params=(0.0, 0.0), *,
+               with_entropy=False, statistics=None, state=None, sums=None, factor=None,
+               gradient=None) -> None:  # fmt: skip
+    if student.stride(1) != 1:
+        student = student.contiguous()
+    if teacher.stride(1) != 1:
+        teacher = teacher.contiguous()
+    weight = _as(torch.float64, weight)
+    rows, columns = student.shape
+    _core.divergence_slice(
+        _SLICE_PASSES[name], rows, columns,
+        student.data_ptr(), student.stride(0), _DTYPES[student.dtype],
+        teacher.data_ptr(), teacher.stride(0), _DTYPES[teacher.dtype],
+        _address(gradient), 0 if gradient is None else gradient.stride(0), _address(weight),
+        *inverse_temperatures, _FAMILIES[family], params[0], with_entropy,
+        _address(statistics), _address(state), _address(sums), _address(factor), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def empty_gradient(student: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ write over the student's logits into gradients of the head, and go on to the nex
 import torch
 from torch import Tensor
 
-from kd_kernels.chunks import top_k
 from kd_kernels.chunks.gradients import HeadGradients, LogitsGradient
 from kd_kernels.chunks.sides import Projection, Rows
 from kd_kernels.chunks.task import Task
+from kd_kernels.chunks.top_k import ListedRows
 from kd_kernels.top_k import Entries
 
 
@@ -31,6 +31,7 @@ def losses(
     """
     result = torch.empty(task.rows, dtype=task.real, device=task.device)
     sparse = isinstance(teacher, Entries)
+    counted = slice(0, task.columns)
     student_buffer = _buffer(student, chunk, task)
     teacher_buffer = None if sparse else _buffer(teacher, chunk, task)
     for begin in range(0, task.rows, chunk):
@@ -41,7 +42,11 @@ def losses(
         out = x[:0] if gradient is None else gradient.target(x, rows, columns)
         part = torch.empty((len(stats), n if stats.numel() else 0), dtype=task.real, device=task.device)
         if sparse:
-            result[rows] = top_k.losses(x, teacher.select(rows), task, rows, out, part)
+            listed = ListedRows(teacher.select(rows), task, rows, with_stats=stats.numel() > 0)
+            listed.take(x, counted)
+            result[rows] = listed.solve(with_gradient=gradient is not None, stats=part)
+            if gradient is not None:
+                listed.gradient(x, counted, out)
         else:
             y = teacher.chunk(rows, slice(0, teacher.width), teacher_buffer[:n])
             result[rows] = task.losses(x, y, rows, out, part)

@@ -21,33 +21,71 @@ from kd_kernels.divergences import Kernel, formula
 from kd_kernels.top_k import PADDING, Entries
 
 
-def losses(
-    x: Tensor,  # (C, V)
-    listed: Entries,
-    task: Task,
-    rows: slice,
-    gradient: Tensor,  # (C, V), may be x; empty: not wanted
-    stats: Tensor,  # (5, C) entropies, masses of student and teacher on the listed entries, overlap; or empty
-) -> Tensor:
-    """-> weighted losses (C,) of a chunk of rows."""
-    rate, weight = task.inverse_temperatures[0], task.rows_of(task.weight, rows)
-    student = x.gather(1, listed.ids.clamp(min=0)).to(task.real) * rate
-    student = student.masked_fill(listed.ids == PADDING, -math.inf)
-    if listed.tail == "renormalize" and not stats.numel():
-        tail = student.new_zeros(len(x))
-    else:
-        tail = task.backend.tail_logits(x, listed.ids, weight, rate, task.columns)
-    entropy = torch.empty((2, len(x)) if stats.numel() else (0,), dtype=task.real, device=x.device)
-    solve = _truncated if listed.tail == "truncate" else _complete
-    result, entries, tail_factor = solve(student, tail, listed, task, rows, gradient.numel() > 0, entropy)
-    if stats.numel():
-        stats[:2] = entropy
-        _shares(x, student, tail, listed, task, weight, stats[2:])
-    if gradient.numel():
-        task.backend.tail_gradient(
-            x, listed.ids, weight, entries * rate, tail, tail_factor * rate, rate, task.columns, gradient
+class ListedRows:
+    """Losses of rows whose logits come in slices of the vocabulary, one or many: `take` them all, `solve`, and hand
+    them over again for their `gradient`."""
+
+    def __init__(self, listed: Entries, task: Task, rows: slice, *, with_stats: bool) -> None:
+        self._listed, self._task, self._rows = listed, task, rows
+        self._weight = task.rows_of(task.weight, rows)
+        self._rate = task.inverse_temperatures[0]
+        self._student = torch.full_like(listed.logprobs, -math.inf)  # tempered logits of the listed entries
+        self._tail = torch.full_like(self._student[:, 0], -math.inf, dtype=torch.float64)
+        self._needs_tail = listed.tail != "renormalize" or with_stats
+        # As many of the student's largest logits as entries are listed.
+        self._likeliest = self._student[:, :0] if with_stats else None
+
+    def take(self, x: Tensor, columns: slice) -> None:
+        """x: (C, W), the logits from column `columns.start` on; those beyond `columns` do not count."""
+        width = columns.stop - columns.start
+        ids = self._listed.ids - columns.start
+        here = (ids >= 0) & (ids < width) & (self._listed.ids != PADDING)
+        logits = x.gather(1, ids.clamp(0, width - 1)).to(self._task.real) * self._rate
+        self._student = torch.where(here, logits, self._student)
+        if self._needs_tail:
+            tail = self._task.backend.tail_logits(x, ids, self._weight, self._rate, width)
+            self._tail = torch.logaddexp(self._tail, tail.double())
+        if self._likeliest is not None:
+            k = self._listed.ids.shape[1]
+            largest = x[:, :width].topk(min(k, width), dim=1).values.to(self._task.real) * self._rate
+            both = torch.cat([self._likeliest, largest], dim=1)
+            self._likeliest = both.topk(min(k, both.shape[1]), dim=1).values
+
+    def solve(self, *, with_gradient: bool, stats: Tensor) -> Tensor:
+        """-> weighted losses (C,); writes stats (5, C): entropies, masses on the listed entries, overlap; or none."""
+        solve = _truncated if self._listed.tail == "truncate" else _complete
+        tail = self._tail.to(self._task.real)
+        entropy = torch.empty((2, len(tail)) if stats.numel() else (0,), dtype=tail.dtype, device=tail.device)
+        losses, entries, tail_factor = solve(
+            self._student, tail, self._listed, self._task, self._rows, with_gradient, entropy
         )
-    return result
+        if stats.numel():
+            stats[:2] = entropy
+            self._shares(stats[2:])
+        if with_gradient:
+            self._entries, self._tail_factor = entries * self._rate, tail_factor * self._rate
+        return losses
+
+    def gradient(self, x: Tensor, columns: slice, out: Tensor) -> None:
+        """Writes the gradient of a slice to `out`, which may be x."""
+        width = columns.stop - columns.start
+        self._task.backend.tail_gradient(
+            x, self._listed.ids - columns.start, self._weight, self._entries, self._tail.to(self._task.real),
+            self._tail_factor, self._rate, width, out,
+        )  # fmt: skip
+
+    def _shares(self, out: Tensor) -> None:
+        """Mass of student and of teacher on the listed entries; share of these among the student's likeliest."""
+        present = self._listed.ids != PADDING
+        log_sum = torch.logaddexp(self._student.double().logsumexp(1), self._tail)
+        out[0] = (self._student - log_sum[:, None]).exp().sum(1)
+        out[1] = self._listed.logprobs.exp().sum(1)
+        count = present.sum(1)
+        least = count.clamp(1, self._likeliest.shape[1]) - 1
+        among = present & (self._student >= self._likeliest.gather(1, least[:, None]))
+        out[2] = among.sum(1) / count.clamp(min=1)
+        if self._weight is not None:
+            out.masked_fill_(self._weight == 0, 0)
 
 
 def _complete(student, tail, listed, task, rows, with_gradient, entropy) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,19 +140,3 @@ def _truncated(student, tail, listed, task, rows, with_gradient, entropy) -> tup
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
     p = log_p.exp()
     return torch.where(p > 0, p * values, 0).sum(1)
-
-
-def _shares(x, student, tail, listed, task, weight, out: Tensor) -> None:
-    """Mass of student and of teacher on the listed entries; share of them among as many of the student's likeliest."""
-    present = listed.ids != PADDING
-    log_sum = torch.logaddexp(student.logsumexp(1), tail)
-    out[0] = (student - log_sum[:, None]).exp().sum(1)
-    out[1] = listed.logprobs.exp().sum(1)
-    # The listed entries among the K likeliest are those that reach the smallest of these.
-    count = present.sum(1)
-    k = min(listed.ids.shape[1], task.columns)
-    likeliest = x[:, : task.columns].topk(k, dim=1).values.to(task.real) * task.inverse_temperatures[0]
-    threshold = likeliest.gather(1, (count.clamp(min=1, max=k) - 1)[:, None])
-    out[2] = (present & (student >= threshold)).sum(1) / count.clamp(min=1)
-    if weight is not None:
-        out.masked_fill_(weight == 0, 0)

@@ -20,6 +20,15 @@ class Kernel(NamedTuple):
     family: str
     params: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def curvature(self) -> float:
+        """f''(1), the ratio of the divergence to the KL where the sides are close; 1 for TVD too, which judges its rows by
+        their own value."""
+        a = self.params[0]
+        return {
+            "jsd": a * (1 - a), "teacher_mixture": a * a, "student_mixture": (1 - a) * (1 - a), "todi": 1 + a,
+        }.get(self.family, 1.0)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Divergence:

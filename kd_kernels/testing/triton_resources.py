@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the row kernel, for GPUs that need not be present:
+"""What Triton's compiler makes of the row kernels, for GPUs that need not be present:
 
     python -m kd_kernels.testing.triton_resources sm_90 gfx942
 
@@ -20,8 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kd_kernels.backends.triton import specialise
-from kd_kernels.backends.triton.launch import ROW_BLOCK, row_options
+from kd_kernels.backends.triton.launch import LISTED_BLOCK, ROW_BLOCK, TAIL_BLOCK, row_options, tail_options
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel
+from kd_kernels.backends.triton.tail_kernel import listed_gradient_kernel, tail_gradient_kernel, tail_logits_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,9 +43,17 @@ FAMILIES = {
     "todi": ("todi", [1.0, 0.0]),
     "todi_power": ("todi", [2.0, 0.0]),
 }
+TAIL_KERNELS = {
+    "tail_logits": (tail_logits_kernel, TAIL_BLOCK),
+    "tail_gradient": (tail_gradient_kernel, TAIL_BLOCK),
+    "listed_gradient": (listed_gradient_kernel, LISTED_BLOCK),
+}
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-_LOGITS = ("student", "teacher", "gradient")
-_INTEGERS = ("rows", "columns", "width", "student_stride", "teacher_stride")
+_LOGITS = ("student", "teacher", "logits", "gradient")
+_REALS = ("value", "entropy", "weight", "upstream", "normalizer", "tail", "tail_factor", "entries")
+_INTEGERS = (
+    "rows", "columns", "width", "slots", "student_stride", "teacher_stride", "stride", "gradient_stride",
+)  # fmt: skip
 
 
 def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient: bool = True, aligned: bool = True):
@@ -54,23 +63,35 @@ def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient
     del constants["curvature"]
     constants |= {"GRADIENT": gradient, "BLOCK": ROW_BLOCK}
     constants |= dict.fromkeys(("ENTROPY", "HAS_WEIGHT", "HAS_UPSTREAM", "HAS_NORMALIZER"), True)
+    options = row_options(name, amd=TARGETS[target].backend == "hip")
+    return _compile(divergence_row_kernel, constants, dtype, target, aligned, options)
+
+
+def compile_tail_kernel(name: str, dtype: torch.dtype, target: str, *, aligned: bool = True):
+    kernel, block = TAIL_KERNELS[name]
+    options = tail_options(amd=TARGETS[target].backend == "hip")
+    return _compile(kernel, {"HAS_WEIGHT": True, "BLOCK": block}, dtype, target, aligned, options)
+
+
+def _compile(kernel, constants: dict[str, object], dtype: torch.dtype, target: str, aligned: bool, options):
     signature, attributes = {}, {}
-    for i, argument in enumerate(divergence_row_kernel.arg_names):
+    for i, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument in _LOGITS:
             signature[argument] = _POINTERS[dtype]
-        elif argument in ("value", "entropy", "weight", "upstream", "normalizer"):
+        elif argument in _REALS:
             signature[argument] = "*fp32"
+        elif argument == "ids":
+            signature[argument] = "*i32" if kernel is tail_logits_kernel else "*i64"
         else:
             signature[argument] = "i32" if argument in _INTEGERS else "fp32"
         if argument in _LOGITS or (aligned and argument in _INTEGERS):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    gpu = TARGETS[target]
     return triton.compile(
-        ASTSource(fn=divergence_row_kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=gpu,
-        options=row_options(name, amd=gpu.backend == "hip"),
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=TARGETS[target],
+        options=options,
     )
 
 
@@ -106,6 +127,11 @@ def survey(target: str) -> Iterator[dict[str, object]]:
             kernel = compile_row_kernel(family, dtype, target, gradient=gradient, aligned=aligned)
             what = {"target": target, "family": family, "dtype": str(dtype)[6:]}
             yield what | {"gradient": gradient, "aligned": aligned} | resources(kernel, target)
+    for dtype, aligned in dict.fromkeys((dtype, aligned) for dtype, _, aligned in VARIANTS):
+        for name in TAIL_KERNELS:
+            kernel = compile_tail_kernel(name, dtype, target, aligned=aligned)
+            what = {"target": target, "family": name, "dtype": str(dtype)[6:], "gradient": name != "tail_logits"}
+            yield what | {"aligned": aligned} | resources(kernel, target)
 
 
 def main() -> None:

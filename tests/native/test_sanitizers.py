@@ -1,4 +1,4 @@
-"""The native core under the address and undefined-behaviour sanitizers, fed by fuzz_rows.cpp."""
+"""The native core under the address and undefined-behaviour sanitizers, fed by the fuzzers of this folder."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CALLS = 2000
+FUZZERS = ["fuzz_rows", "fuzz_tail"]
 # Beside the interpreter, where a virtual environment has its tools.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -41,7 +42,8 @@ def test_random_calls(tmp_path):
         "cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DKD_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O0", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     )  # fmt: skip
-    run("cmake", "--build", build, "--target", "fuzz_rows")
+    run("cmake", "--build", build, "--target", *FUZZERS)
+    commands = [(build / fuzzer, seed, CALLS) for fuzzer in FUZZERS for seed in range(1, 5)]
     with ThreadPoolExecutor(2) as pool:
-        outputs = pool.map(lambda seed: run(build / "fuzz_rows", seed, CALLS, OMP_NUM_THREADS="2"), range(1, 5))
-    assert list(outputs) == [f"{CALLS} calls\n"] * 4
+        outputs = pool.map(lambda command: run(*command, OMP_NUM_THREADS="2"), commands)
+    assert list(outputs) == [f"{CALLS} calls\n"] * len(commands)

@@ -20,6 +20,7 @@ from kd_kernels.backends.triton.tail_kernel import (
     tail_gradient_kernel,
     tail_logits_kernel,
 )
+from kd_kernels.divergences import Kernel
 from kd_kernels.reduction import count
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
@@ -162,18 +163,15 @@ def tail_gradient(
     if slots:
         listed_gradient_kernel[(rows,)](
             ids.contiguous(), weights, _single(entries, tail), gradient, columns, slots, gradient.stride(0),
-            BLOCK=LISTED_BLOCK, **(options | {"num_warps": 1}),
+            BLOCK=LISTED_BLOCK, **options,
         )  # fmt: skip
 
 
 def specialise(family: str, params: list[float], teacher_dtype: torch.dtype) -> dict[str, object]:
     """The kernel's compile-time flags, and its curvature argument, for a family with parameters."""
     a, b = params
-    curvature = {
-        "jsd": a * (1 - a), "teacher_mixture": a * a, "student_mixture": (1 - a) * (1 - a), "todi": 1 + a,
-    }.get(family, 1.0)  # fmt: skip
     return {
-        "curvature": curvature,
+        "curvature": Kernel(family, tuple(params)).curvature,
         "FAMILY": family,
         "FORWARD": family != "tvd" and not (family == "kl" and a == 0),
         "REVERSE": family == "akl" or (family == "kl" and b != 0),

@@ -10,7 +10,7 @@ SCALE_BLOCK = 4096
 
 # A tail's sweeps keep little in registers: eight entries to a thread, of which a 16-bit dtype loads 16 bytes at once.
 TAIL_BLOCK = 2048
-LISTED_BLOCK = 128
+LISTED_BLOCK = 256
 
 
 def row_options(family: str, amd: bool) -> dict[str, int | bool]:
