@@ -58,6 +58,7 @@ class Provider:
     build: Callable[[], Loss]
     missing: str | None = None  # why it cannot run here
     ours: bool = False
+    skip: str | None = None  # why it is better not run here
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,14 @@ are given the rows that count."""
     @property
     def remarks(self) -> list[str]:
         chosen = self._plan()
+        planned = []
+        if chosen is not None:
+            unit = "rows" if chosen.name == "tokens" else "columns"
+            planned = [f"chunks of {chosen.size} {unit}", f"{chosen.peak_bytes / 1e6:.0f} MB planned"]
         return [
             *[f"masked {self.masked:g}"] * (self.counted < self.rows),
             *["frozen head"] * self.frozen_head,
-            *([] if chosen is None else [f"{chosen.name} by {chosen.size}, {chosen.peak_bytes / 1e6:.0f} MB planned"]),
+            *planned,
         ]
 
     def make(self) -> Problem:

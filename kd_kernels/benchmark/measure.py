@@ -9,7 +9,7 @@ from kd_kernels.benchmark.case import Call, Case, Problem, Provider
 from kd_kernels.benchmark.memory import RESOLUTION, extra_peak_bytes
 from kd_kernels.benchmark.timing import Spread, clock_for, interleave
 
-Status = Literal["ok", "wrong", "failed", "missing"]
+Status = Literal["ok", "wrong", "failed", "skipped", "missing"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Ca
 
     if provider.missing is not None:
         return outcome("missing", provider.missing), None
+    if provider.skip is not None:
+        return outcome("skipped", provider.skip), None
     try:
         start = time.perf_counter()
         call = Call(provider.build(), problem.inputs, case.backward)

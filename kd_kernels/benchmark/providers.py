@@ -39,13 +39,17 @@ def of(
     found = [
         *[_ours(case, backend, ours) for backend in backends],
         Provider(
-            "eager", lambda: around(dense), shortage(eager.PEAK_TENSORS[case.kind] * tensor, case.device)
+            "eager",
+            lambda: around(dense),
+            skip=shortage(eager.PEAK_TENSORS[case.kind] * tensor, case.device),
         ),
         Provider(
-            "compile", lambda: around(_compiled(dense)), shortage(eager.COMPILED_PEAK_TENSORS * tensor, case.device)
+            "compile",
+            lambda: around(_compiled(dense)),
+            skip=shortage(eager.COMPILED_PEAK_TENSORS * tensor, case.device),
         ),
         *[peer for peer in peers if peer is not None],
-    ]  # fmt: skip
+    ]
     return [provider for name in PROVIDERS if name in names for provider in found if _is(provider, name)]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from kd_kernels.benchmark.measure import Measurement
 from kd_kernels.benchmark.plot import colours_of, finish
@@ -62,6 +63,8 @@ def _scale(ax: Axes, group: Sequence[Measurement]) -> None:
     sizes = [_x(m) for m in group]
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter())
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=20)
     ax.set_xticks([], minor=True)
     ax.set_xlabel(group[0].case.axis.replace("_", " "))

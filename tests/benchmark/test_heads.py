@@ -1,5 +1,7 @@
 """The target `heads`: right results pass, wrong ones do not, and the plan is the one that runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -174,11 +176,17 @@ def test_work(options, of_hidden, of_teacher):
 
 
 def test_what_would_not_fit_is_not_tried(monkeypatch):
-    monkeypatch.setattr(memory, "_available_bytes", lambda device: 1_000_000)
-    case = heads_case(rows=1000, vocab=1000)
-    reasons = {p.name: p.missing for p in case.providers(["kd", "eager", "compile"], ["auto"])}
+    monkeypatch.setattr(memory, "_available_bytes", lambda device: 10**9)
+    case = heads_case(rows=20_000, vocab=2500)  # a tensor of logits has 0.2 GB
+    reasons = {p.name: p.skip for p in case.providers(["kd", "eager", "compile"], ["auto"])}
     assert reasons == {
         "kd-cpu": None,
-        "eager": "may need 0.0 GB of memory, 0.0 GB are free",
-        "compile": "may need 0.0 GB of memory, 0.0 GB are free",
+        "eager": "may need 1.4 GB of memory, 1.0 GB are free",
+        "compile": "may need 1.6 GB of memory, 1.0 GB are free",
     }
+    assert all(p.skip is None for p in replace(case, masked=0.5).providers(["eager", "compile"], []))
+
+
+def test_what_is_skipped_is_not_built():
+    [got] = measure(heads_case(), [Provider("planted", lambda: 1 / 0, skip="too large")], seconds=0).outcomes
+    assert (got.status, got.reason, got.time) == ("skipped", "too large", None)
