@@ -18,7 +18,7 @@ SCHEMA = 2
 _FORMATS = ("<16", "<12", ">10", ">19", ">8", ">10", ">11", ">8", ">12", ">9", ">8")
 
 _LEGEND = """\
-x eager, x compile: times faster than these. x {0}: time over that of the {0}. MB: extra peak memory.
+x eager, x compile: times faster than these. x {0}: time over that of the row {0}. MB: extra peak memory.
 x logits: extra peak memory over the size of one tensor of logits, or its gradient."""
 
 # The columns of Liger's benchmark data.
