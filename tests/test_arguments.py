@@ -38,7 +38,8 @@ class TestLogits:
 
     @pytest.mark.parametrize(("x", "came"), [([[1.0]], "list"), (None, "NoneType"), (1.0, "float")])
     def test_not_a_tensor(self, name, x, came):
-        error(TypeError, f"{name} must be a tensor of logits, got {came}", *self.pair(name, x))
+        wanted = {"student": "a tensor of logits or a Head", "teacher": "a tensor of logits, a Head or a TopK"}[name]
+        error(TypeError, f"{name} must be {wanted}, got {came}", *self.pair(name, x))
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
     def test_dtype(self, name, dtype):

@@ -35,7 +35,9 @@ FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any 
 
 # What users may import, beside the public names themselves and one another: the table of backends and the plan of
 # chunks for those who report them.
-OPEN_TO_USERS = {"chunks.plan", "divergences", "losses", "memory", "stats", "backends.select", "_core"}
+OPEN_TO_USERS = {
+    "chunks.plan", "divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

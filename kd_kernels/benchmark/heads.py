@@ -145,7 +145,6 @@ are given the rows that count."""
             softcap=False,
             gathered=self.counted < self.rows,
             widened=device != "cuda" and self.dtype not in select.implementation(backend).OUTER_PRODUCT_DTYPES,
-            threads=torch.get_num_threads() if device == "cpu" else 0,
         )
         try:
             return plan.choose(problem, self.chunk_tokens, self.memory_budget)

@@ -53,7 +53,6 @@ class Problem:
     softcap: bool  # of the student
     gathered: bool  # rows that count were picked out of more
     widened: bool  # no product of reduced precision with a wider result on this device
-    threads: int  # of the native core, each with scratch of its own; 0 on GPUs
     with_stats: bool = False
 
     @property
@@ -77,7 +76,7 @@ def choose(problem: Problem, chunk_tokens: int | None, memory_budget: int | None
     preferred = token_chunks(problem, default_rows(problem))
     if memory_budget is None or preferred.peak_bytes <= memory_budget:
         return preferred
-    fewer = _largest(lambda rows: token_chunks(problem, rows), preferred.size, memory_budget)
+    fewer = _largest(lambda rows: token_chunks(problem, equal_parts(problem.rows, rows)), preferred.size, memory_budget)
     if fewer is not None and fewer.size >= _SLOW_ROWS:
         return fewer
     narrow = _largest(lambda columns: vocabulary_chunks(problem, columns), _FAST_COLUMNS, memory_budget)
@@ -157,5 +156,4 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
             working += copies * rows * width * side.itemsize
     if problem.widened and wanted and student.itemsize < wide and (rows_cut or columns_cut):
         working += wide * (rows * min(columns, WIDENED) + (rows if rows_cut else columns) * student.hidden)
-    working += problem.threads * 6 * columns * wide
     return fixed + max(working, rounded)

@@ -37,9 +37,11 @@ class ProductSum:
         dtype = like.dtype if self._direct else sum_dtype(like.dtype)
         self._sum = torch.empty(like.shape, dtype=dtype, device=like.device)
         self._sum[rows:] = 0
+        self._rows, self._empty = rows, True
 
     def add(self, a: Tensor, b: Tensor, block: slice, *, gain: float, first: bool) -> None:
         """Adds gain a b to a block of rows; the first product of a block overwrites it."""
+        self._empty = False
         out, beta = self._sum[block], 0 if first else 1
         if self._direct or a.dtype == out.dtype:
             torch.addmm(out, a, b, beta=beta, alpha=gain, out=out)
@@ -53,4 +55,6 @@ class ProductSum:
                 part.addmm_(wide.to(out.dtype), b, beta=beta, alpha=gain)
 
     def result(self) -> Tensor:
+        if self._empty:  # no rows, no chunks
+            self._sum[: self._rows] = 0
         return self._sum.to(self._dtype)

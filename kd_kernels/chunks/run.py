@@ -111,7 +111,6 @@ def _problem(
     *,
     gathered: bool,
 ) -> plan.Problem:
-    on_cpu = task.device.type == "cpu"
     return plan.Problem(
         rows=task.rows,
         columns=task.columns,
@@ -123,7 +122,6 @@ def _problem(
         softcap=isinstance(student, Projection) and student.softcap,
         gathered=gathered,
         widened=task.device.type != "cuda" and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES,
-        threads=torch.get_num_threads() if on_cpu else 0,
     )
 
 

@@ -23,6 +23,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kd_kernels.chunks.head_tail import HeadTail
 from kd_kernels.chunks.merge import merge, total
 from kd_kernels.divergences import Kernel
 from kd_kernels.slice_rows import SliceState
@@ -50,6 +51,7 @@ class SlicedRows:
         scale: factor of losses and gradients.
         weight: `[N]` or None.
         backend: its module.
+        with_entropy: `finish` gives entropies too.
         dtype: of the student's logits. The teacher's may differ, except that both or neither are float64.
     """
 
@@ -66,7 +68,10 @@ class SlicedRows:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._family, self._params = family, params
+        # AKL is a sum of both KLs, with weights that each row finds out.
+        self._mu = params[0] if family == "akl" else None
+        self._family, self._params = ("kl", (0.5, 0.5)) if family == "akl" else (family, params)
+        self._head_tail: HeadTail | None = None
         self._inverse_temperatures, self._scale = inverse_temperatures, scale
         self._weight, self._with_entropy = weight, with_entropy
         self._kernels = backend
@@ -75,19 +80,21 @@ class SlicedRows:
         # As the kernels round them: a large offset of the logits would show the difference.
         student, teacher = inverse_temperatures
         self._k, self._ratio = torch.tensor([student, teacher / student], dtype=self._real).tolist()
+        self._columns = 0
         self._statistics: list[Tensor] = []  # (fields, N) of each slice
         self._sums: list[Tensor] = []  # (2, N) of each slice
 
     @property
     def needs_selection(self) -> bool:
-        return False
+        return self._head_tail is not None and self._head_tail.needs_selection
 
     @property
     def needs_sums(self) -> bool:
-        return self._family != "kl"
+        return self._head_tail is not None or self._family != "kl"
 
     def statistics(self, student: Tensor, teacher: Tensor) -> None:
         """First pass: logits of one slice, `[N, W]` each."""
+        self._columns += student.shape[1]
         self._statistics.append(
             self._kernels.slice_statistics(
                 student, teacher, self._weight, self._inverse_temperatures, self._with_entropy
@@ -118,8 +125,21 @@ class SlicedRows:
             )
         )
 
+        if self._mu is not None:
+            self._head_tail = HeadTail(
+                self._mu, self._live & self._defined, whole.top_student, whole.top_teacher, whole.mass_student,
+                whole.mass_teacher, (self._k, self._ratio * self._k), self._columns,
+            )  # fmt: skip
+
+    def select(self, teacher: Tensor) -> None:
+        """While `needs_selection`: the teacher's slices again."""
+        self._head_tail.select(teacher)
+
     def sums(self, student: Tensor, teacher: Tensor) -> None:
-        """Second pass, where `needs_sums`: the same slices again."""
+        """Where `needs_sums`: the same slices again."""
+        if self._head_tail is not None:
+            self._head_tail.gaps(student, teacher)
+            return
         self._sums.append(
             self._kernels.slice_sums(
                 student, teacher, self._weight, self._family, self._params, self._inverse_temperatures, self._state
@@ -128,19 +148,22 @@ class SlicedRows:
 
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """-> losses [N], entropies of student and teacher [2, N]; float32, or float64 for float64 logits."""
+        if self._head_tail is not None:
+            head = self._head_tail.head_weight()
+            self._state[SliceState._fields.index("forward_weight")] = head
+            self._state[SliceState._fields.index("reverse_weight")] = 1 - head
         if self._family == "kl":
-            forward, reverse = self._params
+            state = SliceState(*self._state)
             # A weight of zero leaves its side out even where that is infinite.
-            value = (forward * self._whole.forward if forward > 0 else 0) + (
-                reverse * self._whole.reverse if reverse > 0 else 0
-            )
-            h_sum = reverse * self._whole.reverse.clamp(max=_INFINITE_MEAN)
+            value = torch.where(state.forward_weight > 0, state.forward_weight * self._whole.forward, 0.0)
+            value += torch.where(state.reverse_weight > 0, state.reverse_weight * self._whole.reverse, 0.0)
+            h_sum = state.reverse_weight * self._whole.reverse.clamp(max=_INFINITE_MEAN)
         else:
             value, h_sum = total(torch.stack(self._sums).double())
             self._sums.clear()
         self._state[SliceState._fields.index("h_sum")] = h_sum
-        weighted = self._scale * (value if self._weight is None else self._weight * value)
-        losses = self._of_rows(weighted.clamp(min=0))
+        value = self._scale * value.clamp(min=0)  # before the weight, which may be negative
+        losses = self._of_rows(value if self._weight is None else self._weight * value)
         if not self._with_entropy:
             return losses, None
         return losses, torch.stack([self._of_rows(h) for h in self._whole[-2:]])

@@ -121,7 +121,7 @@ def _truncated(student, tail, listed, task, rows, with_gradient, entropy) -> tup
     weight, upstream = task.rows_of(task.weight, rows), task.rows_of(task.upstream, rows)
     if weight is not None:
         factor = factor * weight
-    result = torch.where(factor != 0, factor * divergence.rows(logprobs, log_q), 0)
+    result = torch.where(factor != 0, factor * divergence.rows(logprobs, log_q), 0).to(task.real)
     if entropy.numel():
         entropy[0] = -_expectation(log_q, log_q)
         entropy[1] = -_expectation(logprobs, logprobs)

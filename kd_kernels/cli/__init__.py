@@ -22,6 +22,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "distill": Command("kd_kernels.cli.distill", "distil one causal language model into another on text", "hf"),
+    "cache-teacher": Command(
+        "kd_kernels.cli.cache_teacher", "keep a teacher's predictions in a file for distill", "hf"
+    ),
     "bench": Command("kd_kernels.cli.bench", "measure the losses beside PyTorch and other libraries", "bench"),
     "info": Command("kd_kernels.cli.info", "show versions, backends and what each supports", "triton"),
     "selftest": Command("kd_kernels.cli.selftest", "check every kind on every backend against float64", "triton"),

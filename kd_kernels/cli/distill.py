@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from kd_kernels import KINDS
 from kd_kernels.backends.select import BACKENDS
 from kd_kernels.distillation.settings import BUILT_IN, GIVEN, Settings
+from kd_kernels.top_k import TAILS
 
 DESCRIPTION = """\
 Distils a teacher into a student: two causal language models of Hugging Face that share a tokenizer.
@@ -23,22 +24,39 @@ CPU, with as many threads, bit for bit."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    _add_models(parser.add_argument_group("models and text"))
+    models = parser.add_argument_group("models and text")
+    add_text(models)
+    models.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
+    models.add_argument(
+        "--teacher-cache", metavar="FILE",
+        help="predictions of the teacher to train from, made by kd-kernels cache-teacher with the same arguments; the "
+        "teacher itself is run for evaluations only",
+    )  # fmt: skip
+    models.add_argument(
+        "--tail", choices=TAILS,
+        help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
+        "renormalised, nothing as the sum is cut off (bucket)",
+    )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
     parser.set_defaults(**asdict(Settings()))
 
 
-def _add_models(group: argparse._ArgumentGroup) -> None:
+def add_text(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--teacher", metavar="DIR|ID", help="Hugging Face model directory or id (default: built in)")
-    group.add_argument("--student", metavar="DIR|ID", help="likewise; trained in float32")
     group.add_argument(
         "--data", metavar="FILE",
         help='plain text, or *.jsonl of {"text": ...} or {"messages": [...]} (default: the help topics of Python)',
     )  # fmt: skip
-    group.add_argument("--seq-len", type=int, metavar="N", help=f"tokens in a block ({_default('seq_len')})")
+    group.add_argument("--seq-len", type=int, metavar="N", help=f"tokens in a block ({default('seq_len')})")
     group.add_argument("--holdout", type=float, metavar="F", help="share of the text held out (%(default)s)")
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
+    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (PyTorch's; 1 for the built-in models)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the teacher (%(default)s)")
 
 
 def _add_loss(group: argparse._ArgumentGroup) -> None:
@@ -52,23 +70,29 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
         "--ce-weight", type=float, metavar="W", help="(1 - W) divergence + W cross-entropy on the text (%(default)s)"
     )
     group.add_argument("--backend", choices=BACKENDS, help="implementation of the divergence (%(default)s)")
+    group.add_argument(
+        "--logits", action="store_true",
+        help="hold the logits of both models whole, instead of going from hidden states and LM heads to the loss",
+    )  # fmt: skip
+    group.add_argument("--chunk-tokens", type=int, metavar="N", help="rows of logits that exist at a time")
+    group.add_argument(
+        "--memory-budget", type=int, metavar="MIB", help="memory that the loss may take, gradients included"
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=int, metavar="N", help=f"({_default('steps')})")
-    group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({_default('batch_size')})")
+    group.add_argument("--steps", type=int, metavar="N", help=f"({default('steps')})")
+    group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({default('batch_size')})")
     group.add_argument(
         "--accumulate", type=int, metavar="N",
         help="parts that a step's batch is computed in: less memory, the same result (%(default)s)",
     )  # fmt: skip
-    group.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate ({_default('lr')})")
+    group.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate ({default('lr')})")
     group.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine (%(default)s)")
     group.add_argument("--weight-decay", type=float, metavar="X", help="(%(default)s)")
     group.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient (%(default)s)")
     group.add_argument("--seed", type=int, metavar="N", help="(%(default)s)")
-    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
-    group.add_argument("--threads", type=int, metavar="N", help="of the CPU (PyTorch's; 1 for the built-in models)")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the teacher (%(default)s)")
+    add_machine(group)
     group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
 
 
@@ -87,7 +111,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cache-dir", metavar="DIR", help="where built-in teachers are kept (the user's cache folder)")
 
 
-def _default(name: str) -> str:
+def default(name: str) -> str:
     return f"{GIVEN[name]:g}; {BUILT_IN[name]:g} for the built-in models"
 
 

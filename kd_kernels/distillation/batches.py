@@ -1,6 +1,7 @@
 """Batches as a function of the seed and the step: a run that resumes at a step sees what it would have seen."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,17 +18,19 @@ class Batch:
     Attributes:
         input_ids: `[B, L]` int64.
         labels: `[B, L]` int64, already shifted, -100 where nothing follows.
+        rows: the blocks' places in the text, B of them; empty where nobody asks.
     """
 
     input_ids: Tensor
     labels: Tensor
+    rows: Sequence[int] = ()
 
     @classmethod
-    def of(cls, blocks: Tensor, device: str) -> "Batch":
+    def of(cls, blocks: Tensor, device: str, rows: Sequence[int] = ()) -> "Batch":
         """The batch of blocks `[B, L + 1]`."""
         blocks = blocks.to(device, torch.int64)
         # After the last token nothing is predicted; with causal attention any id will do there.
-        return cls(blocks[:, :-1].clamp(min=0), blocks[:, 1:])
+        return cls(blocks[:, :-1].clamp(min=0), blocks[:, 1:], rows)
 
     def count(self) -> int:
         """Number of tokens to predict."""
@@ -35,7 +38,9 @@ class Batch:
 
     def parts(self, n: int) -> list["Batch"]:
         """n batches of equal size."""
-        return [Batch(*pair) for pair in zip(self.input_ids.chunk(n), self.labels.chunk(n), strict=True)]
+        size = len(self.input_ids) // n
+        places = [slice(i * size, (i + 1) * size) for i in range(n)]
+        return [Batch(self.input_ids[at], self.labels[at], self.rows[at]) for at in places]
 
 
 class Batches:
@@ -46,7 +51,8 @@ class Batches:
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def at(self, step: int) -> Batch:
-        return Batch.of(self._blocks[self.rows(step)], self._device)
+        rows = self.rows(step)
+        return Batch.of(self._blocks[rows], self._device, rows)
 
     def rows(self, step: int) -> list[int]:
         """Which blocks the batch of a step is made of."""

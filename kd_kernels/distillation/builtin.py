@@ -17,7 +17,7 @@ import tokenizers
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from kd_kernels.distillation import cache, models, text
 from kd_kernels.distillation.batches import Batch, Batches, derive_seed
@@ -25,7 +25,7 @@ from kd_kernels.distillation.journal import Journal
 from kd_kernels.distillation.loop import Plan, train
 from kd_kernels.distillation.models import Pair
 from kd_kernels.distillation.objective import logits, summed_cross_entropy
-from kd_kernels.distillation.settings import Settings
+from kd_kernels.distillation.settings import Settings, TeacherSettings
 
 VOCABULARY = 151_936  # entries of Qwen's models
 TOKENS = 2048  # of them the tokenizer's
@@ -60,13 +60,21 @@ def load_pair(settings: Settings, documents: list[str], work: Path) -> Pair:
         documents: what the tokenizer and the teacher are trained on.
         work: a folder of the run for the state of that training, so that an interrupted one goes on.
     """
-    folder = str(_ensure_teacher(settings, documents, work))
+    teacher, tokenizer = load_teacher(settings, documents, work)
     torch.manual_seed(derive_seed(settings.seed, "student"))
     student = Qwen2ForCausalLM(STUDENT.config(VOCABULARY)).to(settings.device)
-    return Pair(models.load_teacher(folder, settings), student, models.load_tokenizer(folder))
+    return Pair(teacher, student, tokenizer)
 
 
-def _ensure_teacher(settings: Settings, documents: list[str], work: Path) -> Path:
+def load_teacher(
+    settings: TeacherSettings, documents: list[str], work: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The teacher of these documents and its tokenizer; arguments as for `load_pair`."""
+    folder = str(_ensure_teacher(settings, documents, work))
+    return models.load_teacher(folder, settings), models.load_tokenizer(folder)
+
+
+def _ensure_teacher(settings: TeacherSettings, documents: list[str], work: Path) -> Path:
     folder = cache.root(settings.cache_dir) / f"teacher-{_key(documents)}"
     if not cache.intact(folder):
         if folder.exists():

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import kd_kernels
 from kd_kernels.distillation.batches import Batch
-from kd_kernels.distillation.objective import logits, summed_cross_entropy
+from kd_kernels.distillation.objective import Form
 from kd_kernels.distillation.text import PADDING
 
 
@@ -16,20 +16,22 @@ def sample(blocks: Tensor, n: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(student: nn.Module, teacher: nn.Module, blocks: Tensor, batch_size: int, device: str) -> dict[str, float]:
+def evaluate(
+    student: nn.Module, teacher: nn.Module, blocks: Tensor, batch_size: int, device: str, form: Form
+) -> dict[str, float]:
     """Means per token, in nats, at temperature 1: cross-entropies on the text, KL divergences between the models."""
     student.eval()
     sums = {"cross_entropy": 0.0, "forward_kl": 0.0, "reverse_kl": 0.0, "teacher_cross_entropy": 0.0}
     tokens = 0
     for rows in blocks.split(batch_size):
         batch = Batch.of(rows, device)
-        q, p = logits(student, batch), logits(teacher, batch)
+        q, p = form.predict(student, batch), form.predict(teacher, batch)
         tokens += batch.count()
-        sums["cross_entropy"] += summed_cross_entropy(q, batch.labels).item()
-        sums["teacher_cross_entropy"] += summed_cross_entropy(p, batch.labels).item()
+        sums["cross_entropy"] += form.summed_cross_entropy(q, batch.labels).item()
+        sums["teacher_cross_entropy"] += form.summed_cross_entropy(p, batch.labels).item()
         for kind in ("forward_kl", "reverse_kl"):
             value = kd_kernels.divergence(
-                q, p, kind, labels=batch.labels, ignore_index=PADDING, reduction="sum", vocab="common"
+                q, p, kind, labels=batch.labels, ignore_index=PADDING, reduction="sum", vocab="common", **form.options()
             )
             sums[kind] += value.item()
     means = {name: value / tokens for name, value in sums.items()}

@@ -20,10 +20,10 @@ CONFIG, RESULT, PLOT = "config.json", "result.json", "plot.png"
 STUDENT, TEACHER_WORK = "student", "teacher"
 
 # Settings that change neither the student nor the metrics, but for the rounding of another number of threads.
-FREE_ON_RESUME = frozenset({"out", "resume", "overwrite", "save_every", "cache_dir", "threads"})
+FREE_ON_RESUME = frozenset({"out", "resume", "overwrite", "save_every", "cache_dir", "teacher_cache", "threads"})
 
 
-def describe(settings: Settings, data_digest: str) -> dict[str, Any]:
+def describe(settings: Settings, data_digest: str, cache_digest: str | None) -> dict[str, Any]:
     """What `config.json` holds: everything that decides the result."""
     environment = {
         "kd_kernels": kd_kernels.__version__,
@@ -32,7 +32,12 @@ def describe(settings: Settings, data_digest: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    return {"settings": asdict(settings), "data_sha256": data_digest, "environment": environment}
+    return {
+        "settings": asdict(settings),
+        "data_sha256": data_digest,
+        "teacher_cache_sha256": cache_digest,
+        "environment": environment,
+    }
 
 
 def check(settings: Settings, config: dict[str, Any]) -> None:
@@ -72,6 +77,8 @@ def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None
     ]
     if then["data_sha256"] != now["data_sha256"]:
         differences.append("the text of --data is another")
+    if then.get("teacher_cache_sha256") != now["teacher_cache_sha256"]:
+        differences.append("the file of --teacher-cache is another")
     if differences:
         raise ValueError(f"cannot resume {folder}: {'; '.join(differences)}")
     for name, value in now["environment"].items():

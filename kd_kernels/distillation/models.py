@@ -1,14 +1,19 @@
 """Models and tokenizers of Hugging Face."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from kd_kernels.distillation import text
 from kd_kernels.distillation.batches import derive_seed
-from kd_kernels.distillation.settings import Settings
+from kd_kernels.distillation.settings import Settings, TeacherSettings
+from kd_kernels.language_models import head_parameters
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ def load_model(name: str, dtype: str, device: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), local_files_only=local).to(device)
 
 
-def load_teacher(name: str, settings: Settings) -> PreTrainedModel:
+def load_teacher(name: str, settings: TeacherSettings) -> PreTrainedModel:
     return load_model(name, settings.dtype, settings.device).eval().requires_grad_(False)
 
 
@@ -44,6 +49,9 @@ def load_pair(settings: Settings) -> Pair:
         load_tokenizer(settings.teacher),
     )
     _check(pair, load_tokenizer(settings.student))
+    if not settings.logits:
+        check_head(pair.student)
+        check_head(pair.teacher)
     return pair
 
 
@@ -63,6 +71,29 @@ def _check(pair: Pair, student_tokenizer: PreTrainedTokenizerBase) -> None:
             raise ValueError(f"the {role}'s vocabulary must have the {needed} entries of its tokenizer, got {size}")
 
 
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the tokens and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the names, shapes and dtypes of the weights, and of a thousand entries of each."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype};".encode())
+        sampled = tensor.flatten()[:: max(1, tensor.numel() // 1000)].contiguous().cpu()
+        digest.update(sampled.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Checks that the LM head can be used without the model's logits."""
+    try:
+        head_parameters(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass --logits") from None
+
+
 def _is_directory(name: str) -> bool:
     """Whether the name is a directory rather than an id such as `Qwen/Qwen3-0.6B`."""
     if Path(name).is_dir():
@@ -70,6 +101,14 @@ def _is_directory(name: str) -> bool:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"{name} is not a model directory")
     return False
+
+
+def read_documents(settings: TeacherSettings) -> list[str]:
+    """The documents that the settings name, chats as the teacher's template writes them."""
+    if settings.data is None:
+        return text.builtin()
+    tokenizer = load_tokenizer(settings.teacher) if settings.teacher else None
+    return text.read(Path(settings.data), partial(render_chat, tokenizer))
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase | None, messages: list[dict]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,63 +16,106 @@ PARAMETERS = ("beta", "alpha", "mu")
 BUILT_IN = {"seq_len": 32, "batch_size": 4, "steps": 150, "lr": 1e-2, "threads": 1}
 GIVEN = {"seq_len": 512, "batch_size": 8, "steps": 1000, "lr": 5e-5}
 
-AT_LEAST_ONE = ("seq_len", "steps", "batch_size", "accumulate", "save_every", "eval_blocks", "threads")
-NOT_NEGATIVE = ("ce_weight", "warmup", "weight_decay", "seed", "eval_every")
+Some = TypeVar("Some", bound="TeacherSettings")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The arguments of `kd-kernels distill`, which explains them; `resolve` decides what is None."""
+class TeacherSettings:
+    """What the commands that run a teacher over a text have in common; `resolve` decides what is None."""
 
     teacher: str | None = None
-    student: str | None = None
     data: str | None = None
     seq_len: int | None = None
     holdout: float = 0.1
+    temperature: float = 1.0
+
+    batch_size: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    dtype: str = "float32"
+    logits: bool = False
+
+    out: str | None = None
+    overwrite: bool = False
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "batch_size", "threads"):
+            self._require(name, lambda value: value >= 1, "at least 1")
+        self._require("holdout", lambda value: 0 < value < 1, "between 0 and 1")
+
+    def resolve(self: Some) -> Some:
+        """These settings with every default decided; `threads` may stay None, which leaves them to PyTorch."""
+        defaults = BUILT_IN if self.teacher is None else GIVEN
+        names = {field.name for field in dataclasses.fields(self)}
+        decided = {name: value for name, value in defaults.items() if name in names and getattr(self, name) is None}
+        if self.out is None:
+            decided["out"] = self.default_out
+        if self.device == "auto":
+            decided["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        return dataclasses.replace(self, **decided)
+
+    @property
+    def default_out(self) -> str:
+        """Where the command writes to."""
+        raise NotImplementedError
+
+    def _require(self, name: str, holds: Callable[[float], bool], requirement: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be {requirement}, got {value}")
+
+
+@dataclass(frozen=True)
+class Settings(TeacherSettings):
+    """The arguments of `kd-kernels distill`, which explains them."""
+
+    student: str | None = None
+    teacher_cache: str | None = None
+    tail: str | None = None
 
     kind: str = "forward_kl"
     beta: float | None = None
     alpha: float | None = None
     mu: float | None = None
-    temperature: float = 1.0
     scale_t2: bool = False
     ce_weight: float = 0.0
     backend: str = "auto"
+    chunk_tokens: int | None = None
+    memory_budget: int | None = None
 
     steps: int | None = None
-    batch_size: int | None = None
     accumulate: int = 1
     lr: float | None = None
     warmup: int = 10
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    dtype: str = "float32"
     bf16: bool = False
 
-    out: str | None = None
     resume: bool = False
-    overwrite: bool = False
     save_every: int = 50
     eval_every: int = 0
     eval_blocks: int = 64
-    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_ONE:
+        super().__post_init__()
+        for name in ("steps", "accumulate", "save_every", "eval_blocks", "chunk_tokens", "memory_budget"):
             self._require(name, lambda value: value >= 1, "at least 1")
-        for name in NOT_NEGATIVE:
+        for name in ("ce_weight", "warmup", "weight_decay", "seed", "eval_every"):
             self._require(name, lambda value: value >= 0, "at least 0")
         for name in ("lr", "clip"):
             self._require(name, lambda value: value > 0, "above 0")
-        self._require("holdout", lambda value: 0 < value < 1, "between 0 and 1")
         self._require("ce_weight", lambda value: value <= 1, "at most 1")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
         if (self.teacher is None) != (self.student is None):
             raise ValueError("--teacher and --student go together: give both, or neither for the built-in pair")
+        if self.tail is not None and self.teacher_cache is None:
+            raise ValueError("--tail says what a --teacher-cache left out: give both, or neither")
+        for name in ("chunk_tokens", "memory_budget"):
+            if self.logits and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} cuts what --logits holds whole: give one of them")
 
     @property
     def divergence(self) -> Divergence:
@@ -88,17 +132,22 @@ class Settings:
         except TypeError as error:
             raise ValueError(f"--kind {error}") from None
 
-    def resolve(self) -> "Settings":
-        """These settings with every default decided; `threads` may stay None, which leaves them to PyTorch."""
-        defaults = BUILT_IN if self.student is None else GIVEN
-        decided = {name: default for name, default in defaults.items() if getattr(self, name) is None}
-        if self.out is None:
-            decided["out"] = f"runs/distill-{self.kind}"
-        if self.device == "auto":
-            decided["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        return dataclasses.replace(self, **decided)
+    @property
+    def default_out(self) -> str:
+        return f"runs/distill-{self.kind}"
 
-    def _require(self, name: str, holds: Callable[[float], bool], requirement: str) -> None:
-        value = getattr(self, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be {requirement}, got {value}")
+
+@dataclass(frozen=True)
+class CacheSettings(TeacherSettings):
+    """The arguments of `kd-kernels cache-teacher`, which explains them."""
+
+    top_k: int = 64
+    precision: str = "float16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("top_k", lambda value: value >= 1, "at least 1")
+
+    @property
+    def default_out(self) -> str:
+        return "runs/teacher.safetensors"

@@ -22,8 +22,7 @@ class Kernel(NamedTuple):
 
     @property
     def curvature(self) -> float:
-        """f''(1), the ratio of the divergence to the KL where the sides are close; 1 for TVD too, which judges its rows by
-        their own value."""
+        """f''(1), the ratio of the divergence to the KL where the sides are close. TVD has 1."""
         a = self.params[0]
         return {
             "jsd": a * (1 - a), "teacher_mixture": a * a, "student_mixture": (1 - a) * (1 - a), "todi": 1 + a,

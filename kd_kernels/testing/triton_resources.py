@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the row kernels, for GPUs that need not be present:
+"""What Triton's compiler makes of the kernels, for GPUs that need not be present:
 
     python -m kd_kernels.testing.triton_resources sm_90 gfx942
 
@@ -22,6 +22,8 @@ from triton.compiler import ASTSource
 from kd_kernels.backends.triton import specialise
 from kd_kernels.backends.triton.launch import LISTED_BLOCK, ROW_BLOCK, TAIL_BLOCK, row_options, tail_options
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel
+from kd_kernels.backends.triton.slice_kernel import slice_gradient_kernel, slice_statistics_kernel, slice_sums_kernel
+from kd_kernels.backends.triton.slices import flags
 from kd_kernels.backends.triton.tail_kernel import listed_gradient_kernel, tail_gradient_kernel, tail_logits_kernel
 
 TARGETS = {
@@ -48,9 +50,17 @@ TAIL_KERNELS = {
     "tail_gradient": (tail_gradient_kernel, TAIL_BLOCK),
     "listed_gradient": (listed_gradient_kernel, LISTED_BLOCK),
 }
+SLICE_KERNELS = {
+    "statistics": slice_statistics_kernel,
+    "sums": slice_sums_kernel,
+    "gradient": slice_gradient_kernel,
+}
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 _LOGITS = ("student", "teacher", "logits", "gradient")
-_REALS = ("value", "entropy", "weight", "upstream", "normalizer", "tail", "tail_factor", "entries")
+_REALS = (
+    "value", "entropy", "weight", "upstream", "normalizer", "tail", "tail_factor", "entries", "statistics", "state",
+    "sums", "factor",
+)  # fmt: skip
 _INTEGERS = (
     "rows", "columns", "width", "slots", "student_stride", "teacher_stride", "stride", "gradient_stride",
 )  # fmt: skip
@@ -63,17 +73,26 @@ def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient
     del constants["curvature"]
     constants |= {"GRADIENT": gradient, "BLOCK": ROW_BLOCK}
     constants |= dict.fromkeys(("ENTROPY", "HAS_WEIGHT", "HAS_UPSTREAM", "HAS_NORMALIZER"), True)
-    options = row_options(name, amd=TARGETS[target].backend == "hip")
-    return _compile(divergence_row_kernel, constants, dtype, target, aligned, options)
+    return _compile(divergence_row_kernel, constants, dtype, target, aligned, row_options(name, _is_amd(target)))
 
 
 def compile_tail_kernel(name: str, dtype: torch.dtype, target: str, *, aligned: bool = True):
     kernel, block = TAIL_KERNELS[name]
-    options = tail_options(amd=TARGETS[target].backend == "hip")
-    return _compile(kernel, {"HAS_WEIGHT": True, "BLOCK": block}, dtype, target, aligned, options)
+    return _compile(kernel, {"HAS_WEIGHT": True, "BLOCK": block}, dtype, target, aligned, tail_options(_is_amd(target)))
 
 
-def _compile(kernel, constants: dict[str, object], dtype: torch.dtype, target: str, aligned: bool, options):
+def compile_slice_kernel(step: str, family: str, dtype: torch.dtype, target: str, *, aligned: bool = True):
+    """The compiled kernel of a pass over slices with every option on; "statistics" has no family."""
+    constants = {"HAS_WEIGHT": True, "BLOCK": ROW_BLOCK}
+    constants |= {"ENTROPY": True} if step == "statistics" else flags(*FAMILIES[family])
+    return _compile(SLICE_KERNELS[step], constants, dtype, target, aligned, row_options("kl", _is_amd(target)))
+
+
+def _is_amd(target: str) -> bool:
+    return TARGETS[target].backend == "hip"
+
+
+def _compile(kernel, constants, dtype, target, aligned, options):
     signature, attributes = {}, {}
     for i, argument in enumerate(kernel.arg_names):
         if argument in constants:
@@ -125,13 +144,29 @@ def survey(target: str) -> Iterator[dict[str, object]]:
     for dtype, gradient, aligned in VARIANTS:
         for family in FAMILIES:
             kernel = compile_row_kernel(family, dtype, target, gradient=gradient, aligned=aligned)
-            what = {"target": target, "family": family, "dtype": str(dtype)[6:]}
+            what = {"kernel": "row", "target": target, "family": family, "dtype": str(dtype)[6:]}
             yield what | {"gradient": gradient, "aligned": aligned} | resources(kernel, target)
     for dtype, aligned in dict.fromkeys((dtype, aligned) for dtype, _, aligned in VARIANTS):
+        what = {"target": target, "dtype": str(dtype)[6:], "aligned": aligned}
         for name in TAIL_KERNELS:
             kernel = compile_tail_kernel(name, dtype, target, aligned=aligned)
-            what = {"target": target, "family": name, "dtype": str(dtype)[6:], "gradient": name != "tail_logits"}
+            yield {"kernel": name, "family": ""} | what | resources(kernel, target)
+    for dtype, aligned in ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)):
+        for step, family in slice_kernels():
+            kernel = compile_slice_kernel(step, family, dtype, target, aligned=aligned)
+            what = {"kernel": f"slice_{step}", "target": target, "family": family, "dtype": str(dtype)[6:]}
             yield what | {"aligned": aligned} | resources(kernel, target)
+
+
+def slice_kernels() -> Iterator[tuple[str, str]]:
+    """Every step over slices with the families it is compiled for."""
+    yield "statistics", ""
+    for name, (family, _) in FAMILIES.items():
+        if family == "akl":  # there a KL with weights
+            continue
+        if family != "kl":
+            yield "sums", name
+        yield "gradient", name
 
 
 def main() -> None:

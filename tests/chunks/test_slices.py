@@ -80,7 +80,9 @@ def check(student, teacher, kind, backend, width, *, temperature=(1.0, 1.0), sca
 
 def widths(backend, columns):
     """One slice, some that do not divide the vocabulary, and where it is cheap enough single columns."""
-    return [columns, columns // 3 + 1, columns // 7, *([1] if columns < 300 and (backend == "cpu" or GPU) else [])]
+    if backend == "triton" and not GPU:
+        return [columns // 3 + 1]
+    return [columns, columns // 3 + 1, columns // 7, *([1] if columns < 300 else [])]
 
 
 @each_kind_and_backend
@@ -134,7 +136,7 @@ def test_near_convergence_by_single_columns(kind):
 @each_dtype(torch.float32, torch.bfloat16, torch.float16)
 def test_equal_inputs_give_exactly_zero(kind, backend, dtype):
     logits = on_device(backend, far_pair(few(backend, 4, 2), 300, dtype)[0])
-    for width in (300, 77):
+    for width in widths(backend, 300):
         actual = sliced(logits, logits.clone(), kind, backend, width, temperature=(2.5, 2.5))
         assert (actual.losses == 0).all()
         assert (actual.gradient == 0).all()
@@ -161,7 +163,7 @@ def test_a_later_slice_is_higher(kind, backend):
     teacher[1:3, 200:] += 300
     student[3, 299] += 90
     teacher[3, 150] += 90
-    check(student, teacher, kind, backend, 64)
+    check(student, teacher, kind, backend, 110)
 
 
 @each_kind_and_backend
@@ -191,15 +193,15 @@ def test_entries_forbidden_on_both_sides(kind, backend, lowest):
     """Whole slices of them too, at either end."""
     student, teacher = far_pair(4, 300)
     keep = torch.ones(300, dtype=torch.bool)
-    keep[:70] = keep[200:] = keep[100] = False
+    keep[:120] = keep[200:] = keep[100] = False
     masked = [torch.where(keep, x, lowest) for x in (student, teacher)]
-    actual = check(*masked, kind, backend, 64)
+    actual = check(*masked, kind, backend, 110)
     assert (actual.gradient[:, ~keep] == 0).all()
 
     student, teacher = near_pair(2, 300)
     masked = [torch.where(keep, x, lowest) for x in (student, teacher)]
     expected = truth(*masked, kind)
-    actual = sliced(*on_device(backend, *masked), kind, backend, 64)
+    actual = sliced(*on_device(backend, *masked), kind, backend, 110)
     assert ((actual.losses.cpu() - expected.losses).abs() <= 1e-4 * expected.losses).all()
 
 
@@ -213,7 +215,7 @@ def test_entries_forbidden_on_one_side(kind, backend):
     teacher[4:8, 40:44] = -INF
     teacher[6:8, 192:] = -INF
     expected = truth(student, teacher, kind)
-    actual = sliced(*on_device(backend, student, teacher), kind, backend, 64)
+    actual = sliced(*on_device(backend, student, teacher), kind, backend, 110)
     assert torch.equal(actual.losses.cpu().isinf(), expected.losses.isinf())
     assert not actual.losses.isnan().any()
     assert not actual.gradient.isnan().any()
@@ -235,9 +237,9 @@ def test_entries_forbidden_on_one_side(kind, backend):
 def test_rows_without_weight_are_not_read(kind, backend):
     student, teacher = on_device(backend, *far_pair(5, 200))
     weight = on_device(backend, torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0]))
-    clean = sliced(student, teacher, kind, backend, 64, weight=weight)
+    clean = sliced(student, teacher, kind, backend, 110, weight=weight)
     student[1], teacher[1], student[3], teacher[3] = math.nan, INF, -INF, math.nan
-    dirty = sliced(student, teacher, kind, backend, 64, weight=weight)
+    dirty = sliced(student, teacher, kind, backend, 110, weight=weight)
     assert torch.equal(dirty.losses, clean.losses)
     assert torch.equal(dirty.gradient, clean.gradient)
     assert (dirty.losses[[1, 3]] == 0).all()
@@ -253,7 +255,7 @@ def test_nan_logits_stay_visible(kind, backend):
     teacher[2, 150] = math.nan
     student[3, 190] = INF
     teacher[4] = -INF
-    result = sliced(student, teacher, kind, backend, 64)
+    result = sliced(student, teacher, kind, backend, 110)
     assert result.losses.isnan().tolist() == [False, True, True, True, True]
     assert result.gradient[1:].isnan().all()
     assert result.gradient[0].isfinite().all()
@@ -263,11 +265,11 @@ def test_nan_logits_stay_visible(kind, backend):
 @each_backend
 def test_weight_scale_upstream_and_normalizer(kind, backend):
     student, teacher = on_device(backend, *far_pair(4, 200))
-    plain = sliced(student, teacher, kind, backend, 64)
+    plain = sliced(student, teacher, kind, backend, 110)
     weight, upstream = on_device(backend, torch.tensor([2.0, 0.25, 1.0, 0.0]), torch.tensor([1.0, -3.0, 0.0, 2.0]))
     normalizer = torch.tensor(8.0, device=student.device)
     actual = sliced(
-        student, teacher, kind, backend, 64, weight=weight, scale=0.5, upstream=upstream, normalizer=normalizer
+        student, teacher, kind, backend, 110, weight=weight, scale=0.5, upstream=upstream, normalizer=normalizer
     )
     torch.testing.assert_close(actual.losses, 0.5 * weight * plain.losses)
     factor = 0.5 * weight * upstream / normalizer
@@ -282,7 +284,7 @@ def test_entropies(backend):
     entropies = []
     weight = torch.ones(6)
     weight[4] = 0
-    sliced(*on_device(backend, student, teacher), kd.JSD(), backend, 64, temperature=(2.0, 0.5),
+    sliced(*on_device(backend, student, teacher), kd.JSD(), backend, 110, temperature=(2.0, 0.5),
            weight=on_device(backend, weight), entropy=entropies)  # fmt: skip
     for actual, logits, temperature in zip(entropies[0].cpu(), (student, teacher), (2.0, 0.5), strict=True):
         expected = torch.distributions.Categorical(logits=logits.double() / temperature).entropy()
@@ -295,8 +297,8 @@ def test_entropies(backend):
 def test_in_place(kind, backend, dtype):
     """The gradient of a slice may take the place of its logits."""
     student, teacher = on_device(backend, *far_pair(3, 200, dtype))
-    apart = sliced(student, teacher, kind, backend, 64)
-    over = sliced(student, teacher, kind, backend, 64, in_place=True)
+    apart = sliced(student, teacher, kind, backend, 110)
+    over = sliced(student, teacher, kind, backend, 110, in_place=True)
     assert torch.equal(apart.gradient, over.gradient)
 
 
@@ -305,8 +307,8 @@ def test_in_place(kind, backend, dtype):
 def test_mixed_dtypes(kind, backend):
     student, _ = far_pair(3, 200, torch.bfloat16)
     _, teacher = far_pair(3, 200, torch.float32)
-    check(student, teacher, kind, backend, 64)
-    check(teacher, student, kind, backend, 64)
+    check(student, teacher, kind, backend, 110)
+    check(teacher, student, kind, backend, 110)
 
 
 @each_default
@@ -331,3 +333,33 @@ def test_same_bits_run_to_run_and_whatever_the_batch(kind, backend):
     alone = sliced(student[1:2], teacher[1:2], kind, backend, 77)
     assert torch.equal(alone.losses, once.losses[1:2])
     assert torch.equal(alone.gradient, once.gradient[1:2])
+
+
+@each_backend
+@pytest.mark.parametrize("mu", [0.0, 0.3, 0.5, 0.9, 1 - 1e-12])
+@each_dtype(torch.float32, torch.bfloat16)
+def test_akl_splits_ties_by_index(backend, mu, dtype):
+    """Few different logits, and a mass that crosses mu among equal ones, in whatever slice."""
+    student, _ = far_pair(8, 200, dtype)
+    teacher = torch.randint(-2, 3, (8, 200)).to(dtype)
+    teacher[0] = 0
+    teacher[1] = -0.0
+    teacher[1, ::2] = 0.0
+    teacher[2, 150] = 30
+    check(student, teacher, kd.AKL(mu), backend, 110)
+
+
+@each_backend
+def test_number_of_passes(backend):
+    """A pass over the slices is a projection of both sides."""
+    for kind in DEFAULTS:
+        student, teacher = on_device(backend, *far_pair(1, 20, torch.bfloat16))
+        rows = SlicedRows(1, *kind.kernel, (1.0, 1.0), 1.0, None, backend, False, student.dtype, student.device)
+        rows.statistics(student, teacher)
+        rows.normalise()
+        selections = 0
+        while rows.needs_selection:
+            rows.select(teacher)
+            selections += 1
+        assert selections == (2 if kind == kd.AKL() else 0)
+        assert rows.needs_sums == (kind not in (kd.ForwardKL(), kd.ReverseKL(), kd.Jeffreys()))

@@ -151,3 +151,42 @@ def test_one_entry_stands_for_all_the_padding(run, tmp_path):
     expected = F.cross_entropy(logits(wide, batch).flatten(0, 1), batch.labels.flatten())
     assert wide.vocab_size == 700
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.fixture
+def cache(run, tmp_path, data):
+    """`kd-kernels cache-teacher` on the built-in teacher."""
+    common = ["cache-teacher", "--data", str(data), "--cache-dir", str(tmp_path / "cache")]
+    return lambda out, *more: main([*common, "--out", str(tmp_path / out), *more])
+
+
+def test_a_cache_of_the_built_in_teacher(run, cache, tmp_path, monkeypatch):
+    seen = trainings(monkeypatch)
+    assert cache("all.safetensors", "--top-k", "700") == 0
+    assert cache("some.safetensors") == 0
+    assert run("live", "cache", "--logits") == 0
+    assert run("all", "cache", "--logits", "--teacher-cache", str(tmp_path / "all.safetensors")) == 0
+    assert run("some", "cache", "--teacher-cache", str(tmp_path / "some.safetensors")) == 0
+    assert len(seen) == 1
+    assert metrics(tmp_path / "all") == metrics(tmp_path / "live")
+    assert weights(tmp_path / "all") == weights(tmp_path / "live")
+    assert metrics(tmp_path / "some")[-1]["eval"] == pytest.approx(metrics(tmp_path / "live")[-1]["eval"], rel=0.05)
+    assert not list(tmp_path.glob("*.teacher"))
+
+
+def test_an_interrupted_cache_goes_on_with_the_training_of_its_teacher(cache, tmp_path, monkeypatch, capsys):
+    original = PaddedNextToken.__call__
+    calls = []
+
+    def interrupt(self, *args):
+        calls.append(len(calls) + 1)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(PaddedNextToken, "__call__", interrupt)
+    assert cache("some.safetensors") == 130
+    assert "stopped and saved after step 7 of 12; the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "some.safetensors").exists()
+    assert cache("some.safetensors") == 0
+    assert len(calls) == builtin.PLAN.steps

@@ -59,8 +59,8 @@ def crash() -> None:
 
 POINTS = {
     "in the first evaluation": (loop.Journal, "write", 1),
-    "before the first checkpoint": (objective.LogitDistillation, "__call__", 2),
-    "after a checkpoint": (objective.LogitDistillation, "__call__", 5),
+    "before the first checkpoint": (objective.Distillation, "__call__", 2),
+    "after a checkpoint": (objective.Distillation, "__call__", 5),
     "between step and metrics": (loop.Journal, "write", 6),
     "between metrics and checkpoint": (loop.Journal, "save", 2),
     "while a checkpoint is written": (journal, "save_file", 2),
@@ -89,7 +89,7 @@ def test_kill_9_loses_nothing(arguments, run, dropout_student, whole, tmp_path):
     slow = (
         "import time, torch\n"
         "torch.set_num_threads(1)\n"
-        "from kd_kernels.distillation.objective import LogitDistillation as L\n"
+        "from kd_kernels.distillation.objective import Distillation as L\n"
         "call = L.__call__\n"
         "L.__call__ = lambda *args: (time.sleep(0.1), call(*args))[1]\n"
         "from kd_kernels.cli import main\n"
@@ -121,14 +121,14 @@ def test_a_signal_finishes_the_step_and_saves(
     changes = {"student": dropout_student, "steps": STEPS, "eval_every": 5}
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        on_call(patch, objective.LogitDistillation, "__call__", 5, lambda: signal.raise_signal(signum))
+        on_call(patch, objective.Distillation, "__call__", 5, lambda: signal.raise_signal(signum))
         assert run(**changes) == status
     assert "stopped and saved after step 5 of 12; the same command with --resume goes on" in capsys.readouterr().err
     assert metrics(out)[-1]["step"] == 5
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     with monkeypatch.context() as patch:
-        on_call(patch, objective.LogitDistillation, "__call__", STEPS - 5 + 1, crash)  # 7 steps are left, no more
+        on_call(patch, objective.Distillation, "__call__", STEPS - 5 + 1, crash)  # 7 steps are left, no more
         assert run(**changes, resume=True) == 0
     assert_same(out, whole)
 
@@ -138,7 +138,7 @@ def test_a_second_signal_acts_at_once(run, monkeypatch, capsys):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    on_call(monkeypatch, objective.LogitDistillation, "__call__", 5, twice)
+    on_call(monkeypatch, objective.Distillation, "__call__", 5, twice)
     assert run() == 130
     assert capsys.readouterr().err.endswith("kd-kernels: interrupted\n")
 

@@ -8,7 +8,7 @@ from kd_kernels.distillation import text
 from kd_kernels.distillation.batches import Batch, Batches
 from kd_kernels.distillation.evaluation import sample
 from kd_kernels.distillation.loop import Plan
-from kd_kernels.distillation.objective import LogitDistillation
+from kd_kernels.distillation.objective import Distillation
 
 
 def test_accumulation_changes_memory_not_the_steps(run, tmp_path, data):
@@ -48,7 +48,7 @@ def test_held_out_blocks_are_never_trained_on(run, tmp_path, monkeypatch):
     path = tmp_path / "documents.jsonl"
     path.write_text("".join(f'{{"text": "{f"w{i} " * 20}"}}\n' for i in range(40)))
     trained, evaluated = set(), set()
-    original_step, original_blocks = LogitDistillation.__call__, text.blocks
+    original_step, original_blocks = Distillation.__call__, text.blocks
 
     def spy(self, model, batch, normalizer):
         trained.update(batch.input_ids.flatten().tolist() + batch.labels.flatten().tolist())
@@ -60,7 +60,7 @@ def test_held_out_blocks_are_never_trained_on(run, tmp_path, monkeypatch):
             evaluated.update(made.flatten().tolist())
         return made
 
-    monkeypatch.setattr(LogitDistillation, "__call__", spy)
+    monkeypatch.setattr(Distillation, "__call__", spy)
     monkeypatch.setattr(text, "blocks", blocks)
     assert run(data=path, steps=30, eval_blocks=1000) == 0
     separators = {0, -100}

@@ -29,7 +29,7 @@ BUGS = [
     Bug("row_kernel.py", "result = factor * tl.fma(-q, h_sum, h)", "result = factor * h", kd.JSD(), "sum h left out"),
     Bug("row_kernel.py", "result.to(gradient.dtype.element_ty), mask=offsets < columns)",
         "result.to(gradient.dtype.element_ty))", kd.ForwardKL(), "writes past the end of a row"),
-    Bug("row_kernel.py", "_clear(gradient, columns, width, BLOCK)", "pass", kd.ForwardKL(),
+    Bug("row_kernel.py", "clear(gradient, columns, width, BLOCK)", "pass", kd.ForwardKL(),
         "entries beyond the vocabulary are not cleared"),
     Bug("row_kernel.py", "tl.constexpr(1.0 / 64)", "tl.constexpr(1e-6)", kd.ReverseKL(),
         "the far form where it has no digits left"),
@@ -70,7 +70,7 @@ BUGS = [
     Bug("sides.py", "(p - q) / tl.maximum(q, TINY)", "(p - q) / q", kd.JSStudent(), "division by a probability of 0"),
     Bug("sides.py", "return tl.where(below, m, -m)", "return m", kd.TVD(), "q - p that is never positive"),
     # divergences
-    Bug("divergences/kl.py", "h += forward * tl.where(below, m, -m)", "h += forward * tl.where(below, -m, m)",
+    Bug("divergences/kl.py", "h += forward * difference", "h -= forward * difference",
         kd.ForwardKL(), "the wrong sign of a near gradient"),
     Bug("divergences/kl.py", "h += forward * (q - p)", "h += forward * (p - q)", kd.ForwardKL(),
         "the wrong sign of a far gradient"),

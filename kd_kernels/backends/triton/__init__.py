@@ -14,6 +14,7 @@ from kd_kernels.backends.triton.launch import (
     tail_options,
 )
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
+from kd_kernels.backends.triton.slices import slice_gradient, slice_statistics, slice_sums
 from kd_kernels.backends.triton.tail_kernel import (
     NO_ID,
     listed_gradient_kernel,
@@ -22,6 +23,10 @@ from kd_kernels.backends.triton.tail_kernel import (
 )
 from kd_kernels.divergences import Kernel
 from kd_kernels.reduction import count
+
+__all__ = [
+    "divergence", "divergence_backward", "scale_", "slice_gradient", "slice_statistics", "slice_sums", "specialise",
+]  # fmt: skip
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}

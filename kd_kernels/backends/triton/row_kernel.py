@@ -49,7 +49,7 @@ def _term(
 
 
 @triton.jit
-def _sums(
+def term_sums(
     zs, zt, columns, state, a, b, NEAR: tl.constexpr, FAMILY: tl.constexpr, FORWARD: tl.constexpr,
     REVERSE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +65,7 @@ def _sums(
 
 
 @triton.jit
-def _gradient(
+def write_gradient(
     zs, zt, gradient, columns, state, a, b, factor, h_sum, NEAR: tl.constexpr, FAMILY: tl.constexpr,
     FORWARD: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -89,14 +89,16 @@ def _near_row(
     correction = residue * (1.0 - residue * (0.5 - residue * 0.333333333))
     gap = tl.where(tl.abs(residue) < 1e-2, gap + correction, gap)
     state = (k2_s, k2_t, off_s, off_t, inv_s, inv_t, shift_s, shift_t, ratio, rate, gap, mean)
-    value, h_sum = _sums(zs, zt, columns, state, a, b, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
+    value, h_sum = term_sums(zs, zt, columns, state, a, b, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
     if GRADIENT:
-        _gradient(zs, zt, gradient, columns, state, a, b, factor, h_sum, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
+        write_gradient(
+            zs, zt, gradient, columns, state, a, b, factor, h_sum, True, FAMILY, FORWARD, REVERSE, UNIT, BLOCK
+        )
     return value
 
 
 @triton.jit
-def _entropies(zs, zt, columns, state, BLOCK: tl.constexpr):
+def entropies(zs, zt, columns, state, BLOCK: tl.constexpr):
     """-sum q log q and -sum p log p, in nats."""
     k2_s, k2_t, off_s, off_t, inv_s, inv_t, _, _, _, _, _, _ = state
     sum_s = tl.zeros([BLOCK], tl.float32)
@@ -109,7 +111,7 @@ def _entropies(zs, zt, columns, state, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _clear(row, begin, end, BLOCK: tl.constexpr):
+def clear(row, begin, end, BLOCK: tl.constexpr):
     for start in range(begin, end, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         tl.store(row + offsets, tl.zeros([BLOCK], row.dtype.element_ty), mask=offsets < end)
@@ -145,7 +147,7 @@ def divergence_row_kernel(
             tl.store(entropy + row, 0.0)
             tl.store(entropy + rows + row, 0.0)
         if GRADIENT:
-            _clear(gradient, 0, width, BLOCK)
+            clear(gradient, 0, width, BLOCK)
     else:
         factor = row_weight * scale * inverse_temperature_s
         if HAS_UPSTREAM:
@@ -160,7 +162,7 @@ def divergence_row_kernel(
         poison = 0.0 * (state[4] + state[5])
         factor += poison
         if ENTROPY:
-            entropy_s, entropy_t = _entropies(zs, zt, columns, state, BLOCK)
+            entropy_s, entropy_t = entropies(zs, zt, columns, state, BLOCK)
             tl.store(entropy + row, entropy_s)
             tl.store(entropy + rows + row, entropy_t)
 
@@ -178,24 +180,24 @@ def divergence_row_kernel(
                 result += tl.where(a > 0, a * forward, 0.0)
             near = result < FAR_ROW
         elif FAMILY == "tvd":
-            result, h_sum = _sums(zs, zt, columns, state, a, b, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
+            result, h_sum = term_sums(zs, zt, columns, state, a, b, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
             near = result < FAR_ROW
         else:
             near = curvature * forward < FAR_ROW
             result = 0.0
             if not near:
-                result, h_sum = _sums(zs, zt, columns, state, a, b, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
+                result, h_sum = term_sums(zs, zt, columns, state, a, b, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK)
         if near:
             result = _near_row(
                 zs, zt, gradient, columns, state, a, b, factor, GRADIENT, FAMILY, FORWARD, REVERSE, UNIT, BLOCK
             )
         elif GRADIENT:
-            _gradient(
+            write_gradient(
                 zs, zt, gradient, columns, state, a, b, factor, h_sum, False, FAMILY, FORWARD, REVERSE, UNIT, BLOCK
             )
         tl.store(value + row, row_weight * scale * tl.where(result < 0, 0.0, result) + poison)
         if GRADIENT:
-            _clear(gradient, columns, width, BLOCK)
+            clear(gradient, columns, width, BLOCK)
 
 
 @triton.jit

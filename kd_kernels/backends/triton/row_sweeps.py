@@ -71,6 +71,21 @@ def _safe(x):
 
 
 @triton.jit
+def measure(top_s, top_t, k2_s, k2_t, off_s, off_t, log2_ratio, rate, ratio):
+    """shift_s, shift_t, gap: what the log-ratio of an entry is measured from. Tops: the largest logits."""
+    # The offset is not exactly -top k2, and the remainder belongs to the log-sum-exp.
+    remainder = tl.fma(top_s, k2_s, off_s) - tl.fma(top_t, k2_t, off_t)
+    apart = tl.fma(-ratio, top_t, top_s) * rate
+    # Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from its
+    # own top, so that a large common offset on one side does not round the other side away.
+    near = tl.abs(apart) < NEAR_HEIGHT
+    gap = (log2_ratio - remainder) * LN2 + tl.where(near, apart, 0.0)
+    shift_s = tl.where(near, 0.0, top_s)
+    shift_t = tl.where(near, 0.0, top_t)
+    return shift_s, shift_t, gap
+
+
+@triton.jit
 def normalise(
     zs, zt, columns, k2_s, k2_t, rate, ratio,
     FORWARD: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
@@ -101,15 +116,7 @@ def normalise(
     forward = (forward / sum_t + log2_ratio) * LN2
     reverse = (reverse / sum_s - log2_ratio) * LN2
 
-    # The offset is not exactly -top k2, and the remainder belongs to the log-sum-exp.
-    remainder = tl.fma(top_s, k2_s, off_s) - tl.fma(top_t, k2_t, off_t)
-    apart = tl.fma(-ratio, top_t, top_s) * rate
-    # Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from its
-    # own top, so that a large common offset on one side does not round the other side away.
-    near = tl.abs(apart) < NEAR_HEIGHT
-    gap = (log2_ratio - remainder) * LN2 + tl.where(near, apart, 0.0)
-    shift_s = tl.where(near, 0.0, top_s)
-    shift_t = tl.where(near, 0.0, top_t)
+    shift_s, shift_t, gap = measure(top_s, top_t, k2_s, k2_t, off_s, off_t, log2_ratio, rate, ratio)
     state = (
         k2_s, k2_t, off_s, off_t, 1.0 / sum_s, 1.0 / sum_t, shift_s, shift_t, ratio, rate, gap, mean,
     )  # fmt: skip

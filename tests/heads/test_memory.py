@@ -1,0 +1,72 @@
+"""The memory that a plan predicts is what the loss takes: measured in a process of its own, from the peak of its
+resident set."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MEASURE = """
+import json, sys, torch, kd_kernels as kd
+from kd_kernels.benchmark.memory import extra_peak_bytes
+from kd_kernels.chunks import plan
+n, v, h, dtype, options, loss = json.loads(sys.argv[1])
+dtype = getattr(torch, dtype)
+chosen, choose = [], plan.choose
+plan.choose = lambda *args: chosen.append(choose(*args)) or chosen[-1]
+torch.manual_seed(0)
+hidden, weight = torch.randn(n, h).to(dtype), (torch.randn(v, h) / h**0.5).to(dtype)
+teacher = kd.Head(hidden.flip(0), weight.flip(0))
+if options.pop("sparse", False):
+    teacher = kd.TopK(torch.arange(64).expand(n, 64), torch.full((n, 64), -5.0))
+frozen = options.pop("frozen", ())
+mask = torch.arange(n) % 2 if options.pop("masked", False) else None
+leaves = [x.requires_grad_(name not in frozen) for name, x in (("hidden", hidden), ("weight", weight))]
+student = kd.Head(*leaves, softcap=options.pop("softcap", None))
+
+def call():
+    for x in leaves:
+        x.grad = None
+    value = kd.divergence(student, teacher, mask=mask, **options, **loss)
+    if value.requires_grad:
+        value.backward()
+
+call()
+for x in leaves:
+    x.grad = None
+print(json.dumps([extra_peak_bytes(call, "cpu"), *chosen[-1]]))
+"""
+
+CASES = {
+    "float32": (600, 60_000, 128, "float32", {}),
+    "bfloat16": (600, 60_000, 256, "bfloat16", {}),
+    "one_chunk": (256, 60_000, 256, "bfloat16", {}),
+    "masked": (1200, 60_000, 128, "float32", {"masked": True}),
+    "frozen_head": (600, 60_000, 128, "float32", {"frozen": ["weight"]}),
+    "no_gradients": (600, 60_000, 128, "float32", {"frozen": ["weight", "hidden"]}),
+    "softcap": (600, 60_000, 128, "float32", {"softcap": 30.0}),
+    "sparse": (600, 60_000, 128, "float32", {"sparse": True}),
+    "budget": (600, 60_000, 128, "float32", {"memory_budget": 100 << 20}),
+    "tight_budget": (1000, 60_000, 128, "float32", {"memory_budget": 40 << 20}),
+    "tight_budget_sparse": (1000, 60_000, 128, "bfloat16", {"memory_budget": 40 << 20, "sparse": True}),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak resident set from /proc")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["forward_kl", "jsd"])
+def test_prediction_agrees_with_measurement(case, kind):
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps([*CASES[case], {"kind": kind}])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    measured, name, size, predicted = json.loads(run.stdout)
+    if measured is None:
+        pytest.skip("this kernel does not let the peak be reset")
+    assert (name == "vocabulary") == case.startswith("tight"), (name, size)
+    assert predicted == pytest.approx(measured, rel=0.1), (name, size)
+    if "memory_budget" in CASES[case][4]:
+        assert measured <= 1.01 * CASES[case][4]["memory_budget"]
