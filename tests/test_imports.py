@@ -33,9 +33,11 @@ LAYERS = [
 LAYER = {component: i for i, layer in enumerate(LAYERS) for component in layer}
 FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any other
 
-# What users may import, beside the public names themselves and one another: the table of backends for those who report
-# it.
-OPEN_TO_USERS = {"divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core"}
+# What users may import, beside the public names themselves and one another: the table of backends and the plan of
+# chunks for those who report them.
+OPEN_TO_USERS = {
+    "chunks.plan", "divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

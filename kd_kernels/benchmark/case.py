@@ -1,14 +1,25 @@
 """What is measured: a case, the problem it poses, who may solve it, and one call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from kd_kernels.divergences import KINDS, Divergence
+
 Loss = Callable[..., Tensor]  # the inputs of a problem -> 0-d loss
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What every implementation must do at least: its time is that of `call`, `times` over."""
+
+    call: Callable[[], object]
+    times: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,7 @@ class Problem:
 
     inputs: tuple[Tensor, ...]
     complaint: Callable[[Tensor], str | None]  # what is wrong with this loss and the gradients just computed
+    floor: Floor
 
     def clear(self) -> None:
         for x in self.inputs:
@@ -46,37 +58,37 @@ class Provider:
     build: Callable[[], Loss]
     missing: str | None = None  # why it cannot run here
     ours: bool = False
+    skip: str | None = None  # why it is better not run here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(ABC):
-    """What to compute. Light to hold: the tensors come with `make`."""
+    """What to compute: a mean over rows. Light to hold: the tensors come with `make`."""
 
     target: ClassVar[str]
+    floor_name: ClassVar[str]
+    work_unit: ClassVar[str]  # giga
+    legend: ClassVar[str]  # of the columns that depend on the target
+
+    divergence: Divergence
+    rows: int
+    vocab: int
     dtype: torch.dtype
     device: str
     backward: bool
+    logit_scale: float = 3.0  # standard deviation of the logits
     seed: int = 0
+    axis: str = "rows"  # the size that a sweep varies
 
     @property
     @abstractmethod
-    def kind(self) -> str:
-        """The loss, by name."""
+    def sizes(self) -> dict[str, int]:
+        """The sizes, by name."""
 
     @property
     @abstractmethod
-    def shape(self) -> dict[str, int]:
-        """Named sizes, the one to sweep first."""
-
-    @property
-    @abstractmethod
-    def bytes_moved(self) -> int:
-        """What every implementation must read and write: the floor of its traffic."""
-
-    @property
-    @abstractmethod
-    def gradient_bytes(self) -> int:
-        """Size of the gradients, whether computed or not."""
+    def work(self) -> int:
+        """What every implementation must do: bytes to move, or operations of its matrix products."""
 
     @abstractmethod
     def make(self) -> Problem:
@@ -87,9 +99,46 @@ class Case(ABC):
         """Those of the named providers that know this kind; one of ours for each backend."""
 
     @property
+    def planned_bytes(self) -> int | None:
+        """Extra peak memory that this library plans with, where it makes a plan."""
+        return None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What else tells this case from others."""
+        return []
+
+    @property
+    def kind(self) -> str:
+        return self.divergence.name
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The sizes, the one that varies first."""
+        return {self.axis: self.sizes[self.axis], **self.sizes}
+
+    @property
+    def logits_bytes(self) -> int:
+        """Size of one tensor of logits, or of its gradient."""
+        return self.rows * self.vocab * self.dtype.itemsize
+
+    @property
     def direction(self) -> str:
         return "forward+backward" if self.backward else "forward"
 
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+
+def settings(args: Namespace) -> Iterator[dict[str, Any]]:
+    """What the cases of all targets take from the command line, for every case that it asks for."""
+    directions = {"forward": [False], "forward+backward": [True], "both": [False, True]}
+    for dtype in args.dtype:
+        for backward in directions[args.direction]:
+            for kind in args.kind:
+                yield {
+                    "divergence": KINDS[kind](), "rows": args.rows, "vocab": args.vocab, "device": args.device,
+                    "dtype": getattr(torch, dtype), "backward": backward, "logit_scale": args.logit_scale,
+                    "seed": args.seed,
+                }  # fmt: skip

@@ -13,6 +13,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from kd_kernels.divergences import AKL, JSD, Divergence, JSStudent, JSTeacher, SkewForwardKL, SkewReverseKL, ToDi
 
+# Extra memory at the peak, with the gradient, in float32 tensors [N, V], as measured; two of them are for logits that
+# are not float32, or are not there yet.
+PEAK_TENSORS = {
+    "forward_kl": 7, "reverse_kl": 7, "jeffreys": 10, "jsd": 15, "js_teacher": 14, "js_student": 15, "tvd": 7,
+    "skew_forward_kl": 14, "skew_reverse_kl": 15, "todi": 12, "akl": 15,
+}  # fmt: skip
+COMPILED_PEAK_TENSORS = 8  # the most of any kind
+
 
 def loss(kind: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over the rows of logits [N, V] -> 0-d."""

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
 from kd_kernels.benchmark.case import Call, Case, Problem, Provider
 from kd_kernels.benchmark.memory import RESOLUTION, extra_peak_bytes
 from kd_kernels.benchmark.timing import Spread, clock_for, interleave
 
-Status = Literal["ok", "wrong", "failed", "missing"]
+Status = Literal["ok", "wrong", "failed", "skipped", "missing"]
 
 
 @dataclass(frozen=True)
@@ -29,36 +27,26 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A case, its outcomes, and how long a copy between two buffers of `copy_bytes` took meanwhile."""
+    """A case, its outcomes, and the time of the case's floor meanwhile."""
 
     case: Case
     outcomes: tuple[Outcome, ...]
-    copy_bytes: int
-    copy: Spread
-
-    @property
-    def copy_bandwidth(self) -> float:
-        """Bytes read and written per second."""
-        return 2 * self.copy_bytes / self.copy.median
-
-    @property
-    def floor(self) -> Spread:
-        """Time to move what the case must move, at the bandwidth of the copy."""
-        return self.copy.times(self.case.bytes_moved / (2 * self.copy_bytes))
+    floor: Spread
 
     def times_floor(self, outcome: Outcome) -> float:
         return outcome.time.median / self.floor.median
 
-    def bandwidth(self, outcome: Outcome) -> float:
-        return self.case.bytes_moved / outcome.time.median
+    def rate(self, outcome: Outcome) -> float:
+        """Work of the case per second."""
+        return self.case.work / outcome.time.median
 
     def speedup(self, outcome: Outcome, over: str) -> float | None:
         baseline = next((o for o in self.outcomes if o.provider == over and o.time), None)
         return None if baseline is None else baseline.time.median / outcome.time.median
 
     def memory_ratio(self, outcome: Outcome) -> float | None:
-        """Extra peak memory over the size of the gradients."""
-        return None if outcome.extra_bytes is None else outcome.extra_bytes / self.case.gradient_bytes
+        """Extra peak memory over the size of one tensor of logits."""
+        return None if outcome.extra_bytes is None else outcome.extra_bytes / self.case.logits_bytes
 
     @property
     def failed(self) -> bool:
@@ -80,15 +68,13 @@ def measure(case: Case, providers: Sequence[Provider], seconds: float) -> Measur
             problem.clear()
         outcomes[provider.name] = outcome
 
-    source = problem.inputs[-1]
-    target = torch.empty_like(source)
-    *samples, copies = interleave(
-        [*calls.values(), lambda: target.copy_(source)],
+    *samples, floor = interleave(
+        [*calls.values(), problem.floor.call],
         seconds=seconds, clock=clock_for(case.device), between=problem.clear,
     )  # fmt: skip
     for name, times in zip(calls, samples, strict=True):
         outcomes[name] = replace(outcomes[name], time=Spread.of(times))
-    return Measurement(case, tuple(outcomes.values()), source.nbytes, Spread.of(copies))
+    return Measurement(case, tuple(outcomes.values()), Spread.of(floor).times(problem.floor.times))
 
 
 def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Call | None]:
@@ -99,6 +85,8 @@ def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Ca
 
     if provider.missing is not None:
         return outcome("missing", provider.missing), None
+    if provider.skip is not None:
+        return outcome("skipped", provider.skip), None
     try:
         start = time.perf_counter()
         call = Call(provider.build(), problem.inputs, case.backward)
@@ -113,5 +101,5 @@ def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Ca
 
 
 def _extra_bytes(case: Case, call: Call) -> int | None:
-    # Of a gradient of few pages the pages would be measured.
-    return extra_peak_bytes(call, case.device) if case.gradient_bytes >= 8 * RESOLUTION else None
+    # Of logits of few pages the pages would be measured.
+    return extra_peak_bytes(call, case.device) if case.logits_bytes >= 8 * RESOLUTION else None

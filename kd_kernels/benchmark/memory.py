@@ -14,6 +14,7 @@ from kd_kernels.memory import release_memory
 RESOLUTION = 2 << 20
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5)
 
@@ -41,6 +42,25 @@ def extra_peak_bytes(call: Callable[[], object], device: str) -> int | None:
     before = _peak_resident_bytes()
     call()
     return _peak_resident_bytes() - before
+
+
+def shortage(required: int, device: str) -> str | None:
+    """Why a call that takes `required` bytes would not fit into the memory that is free now; None where it does, or
+    where the system does not tell."""
+    available = _available_bytes(device)
+    if available is None or required <= available:
+        return None
+    return f"may need {required / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free"
+
+
+def _available_bytes(device: str) -> int | None:
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", _MEMORY.read_text())[1])
+    except (OSError, TypeError):  # not Linux
+        return None
 
 
 def _peak_resident_bytes() -> int:

@@ -18,15 +18,26 @@ _GROUP_WIDTH = 0.8  # of the distance between kinds
 def save(measurements: Sequence[Measurement], path: Path) -> None:
     """One panel for each title (shape, dtype, direction); the format follows from the path."""
     panels = [(name, list(group)) for name, group in groupby(measurements, lambda m: title(m.case))]
-    providers = dict.fromkeys(o.provider for m in measurements for o in m.outcomes if o.time)
-    colours = dict(zip(providers, cycle(_COLOURS), strict=False))
+    colours = colours_of(measurements)
     width = 5 + 0.8 * max(len(group) for _, group in panels)
     figure = Figure(figsize=(width, 1 + 3.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for ax, (name, group) in zip(axes, panels, strict=True):
         _draw(ax, group, colours)
         ax.set_title(name, loc="left", fontsize="medium")
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    finish(figure, path)
+
+
+def colours_of(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """A colour for every provider that has a time."""
+    providers = dict.fromkeys(o.provider for m in measurements for o in m.outcomes if o.time)
+    return dict(zip(providers, cycle(_COLOURS), strict=False))
+
+
+def finish(figure: Figure, path: Path) -> None:
+    """One legend for all panels, and the file."""
+    handles = [pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    entries = {label: handle for handle, label in handles}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
 
@@ -45,7 +56,7 @@ def _draw(ax: Axes, measurements: Sequence[Measurement], colours: dict[str, str]
     floors = [1e3 * m.floor.median for m in measurements]
     starts = [x - _GROUP_WIDTH / 2 for x in range(len(floors))]
     ends = [x + _GROUP_WIDTH for x in starts]
-    ax.hlines(floors, starts, ends, color="black", linestyle="--", label="floor: moving the data at copy bandwidth")
+    ax.hlines(floors, starts, ends, color="black", linestyle="--", label=measurements[0].case.floor_name)
     ax.set_xticks(range(len(measurements)), [m.case.kind for m in measurements], rotation=20, ha="right")
     ax.set_yscale("log")
     ax.set_ylim(bottom=min(floors) / 2)

@@ -1,96 +1,75 @@
 """Who computes the loss of a case: this library on each backend, PyTorch, and peers where they are installed."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from kd_kernels.backends import select
 from kd_kernels.benchmark import PROVIDERS, eager
-from kd_kernels.benchmark.case import Loss, Provider
-from kd_kernels.losses import divergence
-
-if TYPE_CHECKING:
-    from kd_kernels.benchmark.rows import RowsCase
+from kd_kernels.benchmark.case import Case, Loss, Provider
+from kd_kernels.benchmark.memory import shortage
 
 
-def of_rows(case: "RowsCase", names: Sequence[str], backends: Sequence[str]) -> list[Provider]:
-    """Providers of logits x logits, in the order of PROVIDERS; peers only for the kinds they know."""
-    known: dict[str, list[Provider]] = {
-        "kd": [_ours(case, backend) for backend in backends],
-        "eager": [Provider("eager", lambda: partial(eager.loss, case.divergence))],
-        "compile": [Provider("compile", lambda: _compiled(case))],
-        "liger": [_liger(case)] if case.kind in ("forward_kl", "reverse_kl", "jsd", "tvd") else [],
-        "trl": [_trl(case)] if case.kind in _TRL_BETA else [],
-    }
-    return [provider for name in PROVIDERS if name in names for provider in known[name]]
+def of(
+    case: Case,
+    names: Sequence[str],
+    backends: Sequence[str],
+    *,
+    ours: Callable[[str], Loss],
+    dense: Loss,
+    peers: Sequence[Provider | None],
+    dense_rows: int | None = None,
+    around: Callable[[Loss], Loss] = lambda loss: loss,
+) -> list[Provider]:
+    """The named providers, in the order of PROVIDERS.
+
+    Args:
+        case: what to compute.
+        names: of PROVIDERS.
+        backends: of this library.
+        ours: the loss on a backend.
+        dense: the loss in plain PyTorch, which eager code runs as it is and the compiler compiles.
+        peers: None for those that do not know the kind.
+        dense_rows: rows of logits that `dense` holds; those of the case by default.
+        around: what runs before `dense` and is not compiled.
+    """
+    rows = case.rows if dense_rows is None else dense_rows
+    tensor = 4 * rows * case.vocab
+    found = [
+        *[_ours(case, backend, ours) for backend in backends],
+        Provider(
+            "eager",
+            lambda: around(dense),
+            skip=shortage(eager.PEAK_TENSORS[case.kind] * tensor, case.device),
+        ),
+        Provider(
+            "compile",
+            lambda: around(_compiled(dense)),
+            skip=shortage(eager.COMPILED_PEAK_TENSORS * tensor, case.device),
+        ),
+        *[peer for peer in peers if peer is not None],
+    ]
+    return [provider for name in PROVIDERS if name in names for provider in found if _is(provider, name)]
 
 
-def _ours(case: "RowsCase", backend: str) -> Provider:
+def _is(provider: Provider, name: str) -> bool:
+    return provider.ours if name == "kd" else provider.name == name
+
+
+def _ours(case: Case, backend: str, loss: Callable[[str], Loss]) -> Provider:
     try:
         backend = select.choose(backend, torch.device(case.device).type, (case.dtype, case.dtype))
         missing = None
     except (ValueError, RuntimeError) as error:
         missing = str(error)
-
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return divergence(student, teacher, case.divergence, backend=backend)
-
-    return Provider(f"kd-{backend}", lambda: loss, missing, ours=True)
+    return Provider(f"kd-{backend}", lambda: loss(backend), missing, ours=True)
 
 
-def _compiled(case: "RowsCase") -> Loss:
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return eager.loss(case.divergence, student, teacher)
+def _compiled(dense: Loss) -> Loss:
+    def loss(*inputs: Tensor) -> Tensor:
+        return dense(*inputs)
 
     # Each case compiles the function above anew; those of earlier cases would add up to the limit of recompilations.
     torch.compiler.reset()
     return torch.compile(loss, fullgraph=True, dynamic=False)
-
-
-def _liger(case: "RowsCase") -> Provider:
-    """Liger's kernels start from log-probabilities, or for TVD from probabilities: PyTorch computes these first."""
-    missing = _not_installed("liger_kernel")
-    if missing is None and torch.device(case.device).type == "cpu":
-        missing = "its kernels need a GPU"
-
-    def build() -> Loss:
-        from liger_kernel.transformers.jsd import LigerJSD
-        from liger_kernel.transformers.kl_div import LigerKLDIVLoss
-        from liger_kernel.transformers.tvd import LigerTVDLoss
-
-        normalise, kernel = {
-            "forward_kl": (F.log_softmax, LigerKLDIVLoss(reduction="batchmean", log_target=True)),
-            "reverse_kl": (F.log_softmax, LigerJSD(beta=1.0)),
-            "jsd": (F.log_softmax, LigerJSD(beta=getattr(case.divergence, "beta", 1.0))),
-            "tvd": (F.softmax, LigerTVDLoss(reduction="batchmean")),
-        }[case.kind]
-        return lambda student, teacher: kernel(normalise(student.float(), dim=-1), normalise(teacher.float(), dim=-1))
-
-    return Provider("liger", build, missing)
-
-
-_TRL_BETA: dict[str, Callable[["RowsCase"], float]] = {
-    "forward_kl": lambda case: 0.0,
-    "reverse_kl": lambda case: 1.0,
-    "jsd": lambda case: case.divergence.beta,
-}
-
-
-def _trl(case: "RowsCase") -> Provider:
-    def build() -> Loss:
-        from trl.experimental.gkd import GKDTrainer
-
-        beta = _TRL_BETA[case.kind](case)
-        # Under accelerate, where the trainer runs, a model's logits reach the loss in fp32.
-        return lambda student, teacher: GKDTrainer.generalized_jsd_loss(student.float(), teacher.float(), beta=beta)
-
-    return Provider("trl", build, _not_installed("trl"))
-
-
-def _not_installed(package: str) -> str | None:
-    return "not installed" if importlib.util.find_spec(package) is None else None

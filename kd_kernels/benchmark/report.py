@@ -12,17 +12,14 @@ from kd_kernels.benchmark.case import Case
 from kd_kernels.benchmark.measure import Measurement, Outcome
 from kd_kernels.benchmark.timing import Spread
 
-SCHEMA = 1
+SCHEMA = 2
 
-# Heading and format of the table's columns.
-_COLUMNS = (
-    ("kind", "<16"), ("provider", "<12"), ("median", ">10"), ("[p20 - p80]", ">19"), ("x eager", ">8"),
-    ("x compile", ">10"), ("x floor", ">8"), ("GB/s", ">7"), ("of copy", ">8"), ("memory/gradient", ">16"),
-)  # fmt: skip
+# Format of the table's columns.
+_FORMATS = ("<16", "<12", ">10", ">19", ">8", ">10", ">11", ">8", ">12", ">9", ">8")
 
 _LEGEND = """\
-x eager, x compile: times faster than these. x floor: time over that of moving what must be moved (logits, gradient) at
-the bandwidth of a copy measured in the same rounds. memory/gradient: extra peak memory over the gradient's size."""
+x eager, x compile: times faster than these. x {0}: time over that of the row {0}. MB: extra peak memory.
+x logits: extra peak memory over the size of one tensor of logits, or its gradient."""
 
 # The columns of Liger's benchmark data.
 CSV_COLUMNS = (
@@ -41,20 +38,23 @@ def machine_line(machine: dict) -> str:
 
 def title(case: Case) -> str:
     """What the cases of one table have in common."""
-    sizes = ", ".join(f"{name} {size}" for name, size in case.shape.items())
-    return f"{case.target}: {sizes}, {case.dtype_name}, {case.direction}, {case.device}"
+    sizes = [f"{name.replace('_', ' ')} {size}" for name, size in case.sizes.items()]
+    return f"{case.target}: {', '.join([*sizes, case.dtype_name, case.direction, case.device, *case.remarks])}"
 
 
-def heading() -> str:
-    return _line(name for name, _ in _COLUMNS)
+def heading(case: Case) -> str:
+    floor = case.floor_name
+    return _line([
+        "kind", "provider", "median", "[p20 - p80]", "x eager", "x compile", f"x {floor}", f"{case.work_unit}/s",
+        f"of {floor}", "MB", "x logits",
+    ])  # fmt: skip
 
 
 def table(measurement: Measurement) -> Iterator[str]:
     """The rows of one case: the floor, then the providers that are there."""
     kind = measurement.case.kind
-    copy = measurement.copy_bandwidth / 1e9
-    yield _line([kind, "floor", *_duration(measurement.floor), "", "", "1.00", f"{copy:.1f}", "100 %", ""])
-    for o in measurement.outcomes:
+    floor = Outcome(measurement.case.floor_name, ours=False, status="ok", time=measurement.floor)
+    for o in (floor, *measurement.outcomes):
         if o.status == "missing":
             continue
         if o.time is None:
@@ -64,8 +64,10 @@ def table(measurement: Measurement) -> Iterator[str]:
         memory = measurement.memory_ratio(o)
         yield _line([
             kind, o.provider, *_duration(o.time), *("" if s is None else _short(s) for s in speedups),
-            _short(measurement.times_floor(o)), f"{measurement.bandwidth(o) / 1e9:.1f}",
-            f"{100 / measurement.times_floor(o):.0f} %", "" if memory is None else f"{memory:.2f}",
+            _short(measurement.times_floor(o)), f"{measurement.rate(o) / 1e9:.1f}",
+            f"{100 / measurement.times_floor(o):.0f} %", *(["", ""] if memory is None else [
+                f"{o.extra_bytes / 1e6:.0f}", f"{memory:.2f}",
+            ]),
         ])  # fmt: skip
 
 
@@ -76,7 +78,9 @@ def footnotes(measurements: Sequence[Measurement]) -> Iterator[str]:
     if compiled:
         yield f"compile: first calls took {min(compiled):.1f} to {max(compiled):.1f} s, which is not in the times"
     yield from dict.fromkeys(f"{o.provider}: {o.reason}" for o in outcomes if o.status == "missing")
-    yield _LEGEND
+    for name, legend in dict.fromkeys((m.case.floor_name, m.case.legend) for m in measurements):
+        yield _LEGEND.format(name)
+        yield legend
 
 
 def write_json(
@@ -102,7 +106,12 @@ def write_csv(path: Path, measurements: Sequence[Measurement], machine: dict) ->
         for m in measurements:
             mode = "full" if m.case.backward else "forward"
             (x_name, x_value), *sizes = m.case.shape.items()
-            extra = {**dict(sizes), "dtype": m.case.dtype_name, "kd_kernels": machine["kd_kernels"]}
+            extra = {
+                **dict(sizes),
+                "remarks": m.case.remarks,
+                "dtype": m.case.dtype_name,
+                "kd_kernels": machine["kd_kernels"],
+            }
             for o in m.outcomes:
                 metrics = []
                 if o.time:
@@ -126,10 +135,11 @@ def _as_dict(m: Measurement) -> dict:
         "device": case.device,
         "direction": case.direction,
         "seed": case.seed,
-        "bytes_moved": case.bytes_moved,
-        "gradient_bytes": case.gradient_bytes,
-        "copy": {"bytes": m.copy_bytes, "bandwidth": m.copy_bandwidth, "seconds": asdict(m.copy)},
-        "floor_seconds": m.floor.median,
+        "remarks": case.remarks,
+        "work": {"amount": case.work, "unit": case.work_unit.removeprefix("G")},
+        "logits_bytes": case.logits_bytes,
+        "planned_bytes": case.planned_bytes,
+        "floor": {"name": case.floor_name, "seconds": asdict(m.floor)},
         "providers": [_outcome_as_dict(m, o) for o in m.outcomes],
     }
 
@@ -151,7 +161,7 @@ def _outcome_as_dict(m: Measurement, o: Outcome) -> dict:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return " ".join(format(cell, spec) for cell, (_, spec) in zip(cells, _COLUMNS, strict=False)).rstrip()
+    return " ".join(format(cell, spec) for cell, spec in zip(cells, _FORMATS, strict=False)).rstrip()
 
 
 def _duration(time: Spread) -> tuple[str, str]:

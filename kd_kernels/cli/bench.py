@@ -1,34 +1,64 @@
 """`kd-kernels bench`: speed and memory of the losses beside PyTorch and peers."""
 
 import importlib
+import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from kd_kernels.backends.select import BACKENDS
 from kd_kernels.benchmark import PROVIDERS, TARGETS
 from kd_kernels.divergences import KINDS
 
+if TYPE_CHECKING:
+    from kd_kernels.benchmark.case import Case
+
 _VOCABULARIES = {"qwen": 151_936, "llama3": 128_256, "gemma": 262_144}
+_SIZES = ("rows", "vocab", "hidden")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     what = parser.add_argument_group("what to measure")
-    what.add_argument("target", nargs="?", choices=TARGETS, default="rows", help="rows: logits x logits (default)")
+    what.add_argument(
+        "target", nargs="?", choices=TARGETS, default="rows",
+        help="rows: logits x logits (default); heads: hidden states and LM heads, both sides",
+    )  # fmt: skip
     what.add_argument("--kind", type=_names(KINDS), action="extend", help="a,b,... or all (default)")
-    what.add_argument("--rows", type=_positive(int), help="default 64")
+    what.add_argument("--rows", type=_positive(int), help="default 64; heads: 1024")
     size = what.add_mutually_exclusive_group()
     size.add_argument("--vocab", type=_positive(int))
     size.add_argument("--preset", choices=_VOCABULARIES, help="vocabulary of a family of models, default qwen")
     size.add_argument("--tiny", action="store_true", help="[4, 128]: the overhead of a call")
+    what.add_argument(
+        "--sweep",
+        type=_sweep,
+        action="append",
+        metavar="SIZE=A,B,...",
+        help=f"one of {', '.join(_SIZES)}; may be repeated: each varies alone",
+    )
     what.add_argument("--dtype", type=_names(_DTYPES), action="extend", help="bf16 (default), fp16, fp32")
     what.add_argument("--device", type=_device, help="cpu or cuda[:n]; default cuda where there is one")
     what.add_argument("--direction", choices=["forward", "forward+backward", "both"], default="forward+backward")
     what.add_argument("--logit-scale", type=_positive(float), default=3.0, help="standard deviation of the logits")
-    what.add_argument("--near", action="store_true", help="a student that has almost converged to its teacher")
     what.add_argument("--seed", type=int, default=0)
+
+    rows = parser.add_argument_group("of the target rows")
+    rows.add_argument(
+        "--near", action="store_true", default=None, help="a student that has almost converged to its teacher"
+    )
+
+    heads = parser.add_argument_group("of the target heads")
+    heads.add_argument("--hidden", type=_positive(int), help="width of the student's hidden states, default 128")
+    heads.add_argument("--teacher-hidden", type=_positive(int), help="of the teacher's, default as the student's")
+    heads.add_argument("--masked", type=_share, help="share of the rows that does not count, default 0")
+    heads.add_argument("--frozen-head", action="store_true", default=None, help="no gradient of the LM head's weight")
+    heads.add_argument("--chunk-tokens", type=_positive(int), help="of this library; default what it chooses")
+    heads.add_argument("--memory-budget", type=_bytes, help="of this library, such as 600MB")
 
     how = parser.add_argument_group("against what and how")
     how.add_argument("--backend", type=_names(BACKENDS), action="extend", help="of this library, default auto")
@@ -51,17 +81,22 @@ def run(args: Namespace) -> int:
     from kd_kernels.benchmark.measure import measure
 
     if args.plot:
-        from kd_kernels.benchmark import plot  # if matplotlib is missing, better before the measuring than after
+        from kd_kernels.benchmark import (
+            plot,
+            sweep_plot,
+        )  # if matplotlib is missing, better before the measuring than after
 
-    _complete(args)
+    target = importlib.import_module(TARGETS[args.target])
+    _complete(args, target)
     if args.threads:
         torch.set_num_threads(args.threads)
     described = machine.describe(args.device)
     print(report.machine_line(described))
     measurements = []
-    for title, cases in groupby(importlib.import_module(TARGETS[args.target]).cases(args), report.title):
-        print(f"\n{title}\n{report.heading()}")
-        for case in cases:
+    for title, cases in groupby(_cases(args, target), report.title):
+        group = list(cases)
+        print(f"\n{title}\n{report.heading(group[0])}")
+        for case in group:
             measurements.append(measure(case, case.providers(args.providers, args.backend), args.seconds))
             print("\n".join(report.table(measurements[-1])), flush=True)
     print("", *report.footnotes(measurements), sep="\n")
@@ -71,16 +106,32 @@ def run(args: Namespace) -> int:
     if args.csv:
         report.write_csv(args.csv, measurements, described)
     if args.plot:
-        plot.save(measurements, args.plot)
+        (sweep_plot if args.sweep else plot).save(measurements, args.plot)
     return int(any(m.failed for m in measurements))
 
 
-def _complete(args: Namespace) -> None:
+def _cases(args: Namespace, target: ModuleType) -> "Sequence[Case]":
+    """The cases of the target; for a sweep, at each of its sizes."""
+    if not args.sweep:
+        return target.cases(args)
+    return [
+        replace(case, axis=name)
+        for name, sizes in args.sweep
+        for size in sizes
+        for case in target.cases(Namespace(**vars(args) | {name: size}))
+    ]
+
+
+def _complete(args: Namespace, target: ModuleType) -> None:
     """Fills in the defaults that depend on other arguments or on the machine."""
     import torch
 
+    for other in TARGETS.keys() - {args.target}:
+        for option in importlib.import_module(TARGETS[other]).OPTIONS:
+            if getattr(args, option) is not None or option in dict(args.sweep or ()):
+                raise ValueError(f"--{option.replace('_', '-')} is for the target {other}, got {args.target}")
     args.kind = args.kind or list(KINDS)
-    args.rows = args.rows or (4 if args.tiny else 64)
+    args.rows = args.rows or (4 if args.tiny else target.ROWS)
     args.vocab = args.vocab or (128 if args.tiny else _VOCABULARIES[args.preset or "qwen"])
     args.dtype = [_DTYPES[name] for name in args.dtype or ["bf16"]]
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,6 +168,27 @@ def _positive(number: type[int] | type[float]) -> Callable[[str], int | float]:
         return value
 
     return positive
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share < 1:
+        raise ArgumentTypeError(f"must be at least 0 and below 1, got {text}")
+    return share
+
+
+def _bytes(text: str) -> int:
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B?", text)
+    if parts is None or not float(parts[1]):
+        raise ArgumentTypeError(f"must be a size in bytes such as 600MB or 2GiB, got {text!r}")
+    return round(float(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " "))
+
+
+def _sweep(text: str) -> tuple[str, list[int]]:
+    name, _, sizes = text.partition("=")
+    if name not in _SIZES:
+        raise ArgumentTypeError(f"must be SIZE=A,B,... with a size of {', '.join(_SIZES)}, got {text!r}")
+    return name, [_positive(int)(size) for size in sizes.split(",")]
 
 
 def _output_file(text: str) -> Path:

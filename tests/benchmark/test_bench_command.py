@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 import kd_kernels as kd
-from kd_kernels.benchmark import providers
 from kd_kernels.benchmark.case import Provider
+from kd_kernels.benchmark.rows import RowsCase
 from kd_kernels.cli import main
 
 TINY = ["bench", "--tiny", "--providers", "kd,eager", "--seconds", "0.01"]
@@ -34,9 +35,57 @@ def test_table_and_files(tmp_path, capsys):
     assert all(path.stat().st_size for path in out.values())
 
 
+def test_heads(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    options = ["--hidden", "6", "--teacher-hidden", "9", "--masked", "0.25", "--frozen-head", "--memory-budget", "1MB"]
+    assert (
+        main([TINY[0], "heads", *TINY[1:], "--kind", "jsd,tvd", "--dtype", "fp32", *options, "--json", str(path)]) == 0
+    )
+    printed = capsys.readouterr().out
+    title = (
+        "heads: rows 4, vocab 128, hidden 6, teacher hidden 9, float32, forward+backward, cpu, masked 0.25, frozen head"
+    )
+    assert title in printed
+    assert printed.count("products") > 2
+    cases = json.loads(path.read_text())["cases"]
+    assert [[p["name"] for p in case["providers"] if p["status"] == "ok"] for case in cases] == [
+        ["kd-cpu", "eager"]
+    ] * 2
+    assert all(0 < case["planned_bytes"] < 1e6 for case in cases)
+
+
+@pytest.mark.parametrize("target", ["rows", "heads"])
+def test_sweeps_vary_one_size_each(target, tmp_path):
+    out = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "svg")}
+    files = [
+        argument for kind, path in out.items() for argument in (f"--{'plot' if kind == 'svg' else kind}", str(path))
+    ]
+    sweeps = ["--sweep", "rows=2,5", "--sweep", "vocab=20,30"]
+    assert main([TINY[0], target, *TINY[1:], "--kind", "forward_kl", *sweeps, *files]) == 0
+    shapes = [case["shape"] for case in json.loads(out["json"].read_text())["cases"]]
+    assert [(shape["rows"], shape["vocab"]) for shape in shapes] == [(2, 128), (5, 128), (4, 20), (4, 30)]
+    with out["csv"].open() as file:
+        axes = [(row["x_name"], row["x_value"]) for row in csv.DictReader(file) if row["kernel_provider"] == "eager"]
+    assert axes == [("rows", "2"), ("rows", "5"), ("vocab", "20"), ("vocab", "30")]
+    assert "<svg" in out["svg"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden", "8"], "--hidden is for the target heads, got rows"),
+        (["--sweep", "hidden=8,9"], "--hidden is for the target heads, got rows"),
+        (["heads", "--near"], "--near is for the target rows, got heads"),
+    ],
+)
+def test_options_of_another_target(arguments, message, capsys):
+    assert main([*TINY[:1], *arguments, *TINY[1:]]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_wrong_provider_fails_the_command(monkeypatch, capsys):
     planted = Provider("planted", lambda: lambda student, teacher: 2 * kd.divergence(student, teacher))
-    monkeypatch.setattr(providers, "of_rows", lambda *args: [planted])
+    monkeypatch.setattr(RowsCase, "providers", lambda *args: [planted])
     assert main([*TINY, "--kind", "forward_kl"]) == 1
     assert "planted      WRONG: the loss is off by" in capsys.readouterr().out
 
@@ -48,6 +97,10 @@ def test_a_wrong_provider_fails_the_command(monkeypatch, capsys):
         (["--dtype", "int8"], "must be of bf16"),
         (["--providers", "x"], "must be of kd, eager"),
         (["--rows", "0"], "must be positive"),
+        (["--masked", "1"], "must be at least 0 and below 1"),
+        (["--memory-budget", "6x"], "must be a size in bytes such as 600MB"),
+        (["--sweep", "rows"], "invalid"),
+        (["--sweep", "depth=1"], "must be SIZE=A,B,... with a size of rows, vocab, hidden"),
         (["--vocab", "8", "--preset", "qwen"], "not allowed with"),
         (["--json", "/no/such/directory/out.json"], "is not a directory"),
         (["--device", "xpu"], "must be cpu or cuda"),
@@ -67,15 +120,17 @@ def test_a_device_that_is_not_there(capsys):
     assert "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
 
 
-def test_the_suite_of_pytest_benchmark():
-    suite = Path(__file__).parents[2] / "bench/bench_rows.py"
+@pytest.mark.parametrize("target", ["rows", "heads"])
+def test_the_suite_of_pytest_benchmark(target):
+    suite = Path(__file__).parents[2] / f"bench/bench_{target}.py"
     command = [sys.executable, "-m", "pytest", suite, "--rows=9", "--vocab=50", "-k", "not compile", "-q"]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")
     }  # it switches benchmarks off
     run = subprocess.run([*command, "--benchmark-enable"], capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stdout
-    assert "rows: rows 9, vocab 50, bfloat16, forward+backward, cpu: jsd" in run.stdout
+    hidden = ", hidden 128, teacher hidden 128" if target == "heads" else ""
+    assert f"{target}: rows 9, vocab 50{hidden}, bfloat16, forward+backward, cpu" in run.stdout
 
 
 def test_the_package_does_not_import_it():

@@ -133,9 +133,10 @@ def test_inputs_follow_the_seed_and_repeat_few_rows():
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_bytes(dtype, size):
     case = rows_case(dtype=dtype)
-    assert case.gradient_bytes == 19 * 100 * size
-    assert case.bytes_moved == 3 * 19 * 100 * size
-    assert rows_case(dtype=dtype, backward=False).bytes_moved == 2 * 19 * 100 * size
+    assert case.logits_bytes == 19 * 100 * size
+    assert case.work == 3 * 19 * 100 * size
+    assert rows_case(dtype=dtype, backward=False).work == 2 * 19 * 100 * size
+    assert case.make().floor.times == 1.5  # a copy moves two
 
 
 def test_derived_figures():
@@ -143,10 +144,8 @@ def test_derived_figures():
     ours = Outcome("kd-cpu", True, "ok", extra_bytes=15_200, time=Spread(1.0, 2.0, 3.0, 5))
     eager = Outcome("eager", False, "ok", time=Spread(9.0, 10.0, 12.0, 5))
     compiled = Outcome("compile", False, "failed", "no compiler")
-    m = Measurement(case, (ours, eager, compiled), copy_bytes=3_800, copy=Spread(0.05, 0.1, 0.2, 5))
-    assert m.copy_bandwidth == pytest.approx(76_000)
-    assert m.floor.median == pytest.approx(0.3)
-    assert m.bandwidth(ours) == pytest.approx(11_400)
+    m = Measurement(case, (ours, eager, compiled), floor=Spread(0.15, 0.3, 0.6, 5))
+    assert m.rate(ours) == pytest.approx(11_400)
     assert m.times_floor(ours) == pytest.approx(2 / 0.3)
     assert m.speedup(ours, "eager") == 5
     assert m.speedup(ours, "compile") is None

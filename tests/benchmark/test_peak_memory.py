@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from kd_kernels.benchmark.memory import RESOLUTION, extra_peak_bytes
+import kd_kernels as kd
+from kd_kernels.benchmark import eager, memory
+from kd_kernels.benchmark.memory import RESOLUTION, extra_peak_bytes, shortage
 
 SIZE = 64 << 20
 
@@ -41,3 +43,25 @@ def test_blocks_that_the_allocator_kept_count():
     blocks = call()
     del blocks[::2]  # holes, which stay resident until they are given back
     assert extra_peak_bytes(call, "cpu") == pytest.approx(SIZE, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", kd.KINDS)
+def test_what_eager_forms_hold(kind):
+    student, teacher = torch.randn(2, 64, 1 << 17 | 1)  # larger than what the allocator keeps
+    student.requires_grad_()
+
+    def step():
+        student.grad = None
+        eager.loss(kd.KINDS[kind](), student, teacher).backward()
+
+    step()
+    student.grad = None
+    tensors = extra_peak_bytes(step, "cpu") / student.nbytes
+    assert eager.PEAK_TENSORS[kind] - 1 < tensors + 2 < eager.PEAK_TENSORS[kind] + 0.3
+
+
+def test_shortage(monkeypatch):
+    assert shortage(1, "cpu") is None
+    assert "GB are free" in shortage(1 << 60, "cpu")
+    monkeypatch.setattr(memory, "_MEMORY", memory.Path("/no/such/file"))
+    assert shortage(1 << 60, "cpu") is None

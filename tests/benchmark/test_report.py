@@ -21,21 +21,23 @@ def measurement():
         Outcome("kd-cpu", True, "ok", extra_bytes=1 << 20, first_call_seconds=1.0, time=Spread(1e-3, 2e-3, 3e-3, 9)),
         Outcome("eager", False, "ok", time=Spread(18e-3, 20e-3, 30e-3, 9)),
         Outcome("compile", False, "wrong", "the loss is off by 1"),
+        Outcome("liger", False, "skipped", "too large"),
         Outcome("trl", False, "missing", "not installed"),
     )
-    return Measurement(case, outcomes, copy_bytes=case.gradient_bytes, copy=Spread(0.5e-3, 1e-3, 1.5e-3, 9))
+    return Measurement(case, outcomes, floor=Spread(0.75e-3, 1.5e-3, 2.25e-3, 9))
 
 
 def test_table(measurement):
-    heading, (floor, ours, eager, wrong) = report.heading(), report.table(measurement)
+    heading, (floor, ours, eager, wrong, skipped) = report.heading(measurement.case), report.table(measurement)
     for line, cells in (
-        (floor, "jsd floor 1.50 ms [0.75 - 2.25] 1.00 2.0 100 %"),
-        (ours, "jsd kd-cpu 2.00 ms [1.00 - 3.00] 10.0 1.33 1.5 75 % 1.02"),
+        (floor, "jsd floor 1.50 ms [0.75 - 2.25] 13.3 1.00 2.0 100 %"),
+        (ours, "jsd kd-cpu 2.00 ms [1.00 - 3.00] 10.0 1.33 1.5 75 % 1 1.02"),
         (eager, "jsd eager 20.0 ms [18.0 - 30.0] 1.00 13.3 0.2 8 %"),
         (wrong, "jsd compile WRONG: the loss is off by 1"),
+        (skipped, "jsd liger SKIPPED: too large"),
     ):
         assert line.split() == cells.split()
-    for column, cell in {"x eager": "10.0", "x floor": "1.33", "memory/gradient": "1.02"}.items():
+    for column, cell in {"x eager": "10.0", "x floor": "1.33", "x logits": "1.02"}.items():
         assert ours[: heading.index(column) + len(column)].endswith(f" {cell}")
 
 
@@ -47,7 +49,7 @@ def test_short_times_are_in_microseconds(measurement):
 
 def test_footnotes(measurement):
     compiled = replace(measurement.outcomes[0], provider="compile", first_call_seconds=7.06)
-    lines = list(report.footnotes([measurement, replace(measurement, outcomes=(compiled, measurement.outcomes[3]))]))
+    lines = list(report.footnotes([measurement, replace(measurement, outcomes=(compiled, measurement.outcomes[4]))]))
     assert lines[0] == "compile: first calls took 7.1 to 7.1 s, which is not in the times"
     assert lines.count("trl: not installed") == 1
 
@@ -75,6 +77,7 @@ def test_csv_has_the_columns_of_liger(measurement, tmp_path):
     )  # fmt: skip
     assert json.loads(speed["extra_benchmark_config_str"]) == {
         "vocab": 1000,
+        "remarks": [],
         "dtype": "bfloat16",
         "kd_kernels": "1.2.3",
     }
@@ -93,9 +96,9 @@ def test_json(measurement, tmp_path):
         "target": "rows", "kind": "jsd", "shape": {"rows": 512, "vocab": 1000}, "dtype": "bfloat16", "device": "cpu",
         "direction": "forward+backward",
     }  # fmt: skip
-    assert case["bytes_moved"] == 3 * case["gradient_bytes"] == 3_072_000
-    assert case["floor_seconds"] == pytest.approx(1.5e-3)
-    ours, _, wrong, missing = case["providers"]
+    assert case["work"]["amount"] == 3 * case["logits_bytes"] == 3_072_000
+    assert case["floor"] == {"name": "floor", "seconds": {"p20": 75e-5, "median": 15e-4, "p80": 225e-5, "samples": 9}}
+    ours, _, wrong, _, missing = case["providers"]
     assert ours["seconds"] == {"p20": 1e-3, "median": 2e-3, "p80": 3e-3, "samples": 9}
     assert ours["speedup_over_eager"] == pytest.approx(10)
     assert ours["speedup_over_compile"] is None

@@ -1,0 +1,19 @@
+"""Loss and gradient of hidden states and LM heads under pytest-benchmark, which keeps runs and compares them:
+
+    pytest bench/bench_heads.py --benchmark-enable --benchmark-autosave [--benchmark-compare] [-k "jsd and kd"]
+
+`kd-kernels bench heads` compares providers better: it interleaves their samples, measures memory and knows the floor.
+"""
+
+import pytest
+
+from kd_kernels.benchmark import PROVIDERS
+from kd_kernels.benchmark.heads import HeadsCase
+from kd_kernels.divergences import KINDS
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads(run, settings, request, provider: str) -> None:
+    width = request.config.getoption("--hidden")
+    run(HeadsCase(**settings, hidden=width, teacher_hidden=width), provider)
