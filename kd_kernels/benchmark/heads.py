@@ -134,17 +134,21 @@ are given the rows that count."""
             return None
         if backend == "reference":
             return None
+        on_gpu = device == "cuda"
         problem = plan.Problem(
             rows=self.counted,
             columns=self.vocab,
             student=plan.Side(self.hidden, self.dtype.itemsize, width=self.vocab),
             teacher=plan.Side(self.teacher_hidden, self.dtype.itemsize, width=self.vocab),
+            listed=0,
             gradients=(self.backward, self.backward and not self.frozen_head, False),
             vocabulary=self.vocab,
             weight_itemsize=self.dtype.itemsize,
             softcap=False,
             gathered=self.counted < self.rows,
-            widened=device != "cuda" and self.dtype not in select.implementation(backend).OUTER_PRODUCT_DTYPES,
+            cast_bytes=0,
+            selects=self.kind == "akl",
+            widened=(not on_gpu, not on_gpu and self.dtype not in select.implementation(backend).OUTER_PRODUCT_DTYPES),
         )
         try:
             return plan.choose(problem, self.chunk_tokens, self.memory_budget)
