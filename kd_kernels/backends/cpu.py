@@ -258,10 +258,17 @@ def _address(x: Tensor | None) -> int:
 
 def empty_gradient(student: Tensor) -> Tensor:
     """Memory for the gradient of logits (N, V), contiguous."""
-    if student.numel() * student.itemsize < _KEPT_BYTES:
+    size = student.numel() * student.itemsize
+    if size < _KEPT_BYTES:
         return torch.empty(student.shape, dtype=student.dtype)
-    memory = _core.GradientMemory(student.numel() * student.itemsize)
-    return torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+    return workspace(size, student.device).view(student.dtype).view(student.shape)
+
+
+def workspace(size: int, device: torch.device) -> Tensor:
+    """Memory for logits or gradients of them that are done with soon: bytes [size]."""
+    if size < _KEPT_BYTES:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    return torch.frombuffer(_core.GradientMemory(size), dtype=torch.uint8)
 
 
 def release_memory() -> None:

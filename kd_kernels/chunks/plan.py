@@ -14,7 +14,7 @@ from kd_kernels.chunks.products import WIDENED
 
 # A chunk of this many rows keeps the matrix products at the speed of large ones, and a weight gradient from being read
 # and written more often than its products take.
-_FAST_ROWS = 256
+_FAST_ROWS = 384
 _FAST_BYTES = 64 << 20
 _LARGEST_ROWS = 4096
 # Below this many rows reading the weights takes longer than the products.

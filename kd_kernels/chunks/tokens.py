@@ -8,6 +8,7 @@ from kd_kernels.chunks.gradients import HeadGradients, LogitsGradient
 from kd_kernels.chunks.sides import Projection, Rows
 from kd_kernels.chunks.task import Task
 from kd_kernels.chunks.top_k import ListedRows
+from kd_kernels.chunks.workspace import buffers, shaped
 from kd_kernels.top_k import Entries
 
 
@@ -32,13 +33,12 @@ def losses(
     result = torch.empty(task.rows, dtype=task.real, device=task.device)
     sparse = isinstance(teacher, Entries)
     counted = slice(0, task.columns)
-    student_buffer = _buffer(student, chunk, task)
-    teacher_buffer = None if sparse else _buffer(teacher, chunk, task)
+    student_buffer, teacher_buffer = buffers((student, teacher), min(chunk, task.rows), None, task)
     for begin in range(0, task.rows, chunk):
         rows = slice(begin, min(begin + chunk, task.rows))
         n = rows.stop - rows.start
         columns = slice(0, student.width)
-        x = student.chunk(rows, columns, student_buffer[:n])
+        x = student.chunk(rows, columns, shaped(student_buffer, n, student.width))
         out = x[:0] if gradient is None else gradient.target(x, rows, columns)
         part = torch.empty((len(stats), n if stats.numel() else 0), dtype=task.real, device=task.device)
         if sparse:
@@ -48,15 +48,10 @@ def losses(
             if gradient is not None:
                 listed.gradient(x, counted, out)
         else:
-            y = teacher.chunk(rows, slice(0, teacher.width), teacher_buffer[:n])
+            y = teacher.chunk(rows, slice(0, teacher.width), shaped(teacher_buffer, n, teacher.width))
             result[rows] = task.losses(x, y, rows, out, part)
         if stats.numel():
             stats[:, rows] = part
         if gradient is not None:
             gradient.take(out, x, rows, columns)
     return result
-
-
-def _buffer(side: Rows | Projection, chunk: int, task: Task) -> Tensor:
-    size = (min(chunk, task.rows), side.width) if side.buffered else (0, side.width)
-    return torch.empty(size, dtype=side.dtype, device=task.device)

@@ -3,7 +3,6 @@ the rows, one for the moments of the kinds that need them, and one for the gradi
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from kd_kernels.chunks.gradients import HeadGradients, LogitsGradient
@@ -11,6 +10,7 @@ from kd_kernels.chunks.sides import Projection, Rows
 from kd_kernels.chunks.slices import SlicedRows
 from kd_kernels.chunks.task import Task
 from kd_kernels.chunks.top_k import ListedRows
+from kd_kernels.chunks.workspace import buffers, shaped
 from kd_kernels.top_k import Entries
 
 
@@ -23,30 +23,26 @@ def losses(
     stats: Tensor,
 ) -> Tensor:
     """-> weighted losses (N,). Arguments as for token chunks, `chunk` columns at a time."""
+    student_buffer, teacher_buffer = buffers((student, teacher), task.rows, min(chunk, task.columns), task)
+    slices = _Slices(student, student_buffer, task, chunk)
     if isinstance(teacher, Entries):
-        return _sparse(_Slices(student, task, chunk), teacher, task, gradient, stats)
-    return _dense(_Slices(student, task, chunk), _Slices(teacher, task, chunk), task, gradient, stats)
+        return _sparse(slices, teacher, task, gradient, stats)
+    return _dense(slices, _Slices(teacher, teacher_buffer, task, chunk), task, gradient, stats)
 
 
 class _Slices:
     """The slices of one side, each in the same memory."""
 
-    def __init__(self, side: Rows | Projection, task: Task, chunk: int) -> None:
-        self._side, self._task, self._chunk = side, task, chunk
+    def __init__(self, side: Rows | Projection, buffer: Tensor, task: Task, chunk: int) -> None:
+        self._side, self._buffer, self._task, self._chunk = side, buffer, task, chunk
         self.dtype = side.dtype
-        size = task.rows * min(chunk, task.columns) if side.buffered else 0
-        self._buffer = torch.empty(size, dtype=side.dtype, device=task.device)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         columns = self._task.columns
         for begin in range(0, columns, self._chunk):
             part = slice(begin, min(begin + self._chunk, columns))
-            yield part, self._of(part)
-
-    def _of(self, part: slice) -> Tensor:
-        shape = self._task.rows, part.stop - part.start
-        buffer = self._buffer[: shape[0] * shape[1]].view(shape) if self._side.buffered else self._buffer
-        return self._side.chunk(slice(0, shape[0]), part, buffer)
+            buffer = shaped(self._buffer, self._task.rows, part.stop - begin)
+            yield part, self._side.chunk(slice(0, self._task.rows), part, buffer)
 
 
 def _dense(

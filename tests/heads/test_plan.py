@@ -42,7 +42,7 @@ problems = st.builds(
 
 
 def test_default_chunks_are_as_large_as_products_need():
-    assert choose(problem(), None, None)[:2] == ("tokens", 256)
+    assert choose(problem(), None, None)[:2] == ("tokens", 342)
     assert choose(problem(hidden=2048, rows=8192), None, None)[:2] == ("tokens", 2048)
     assert choose(problem(hidden=16_384, rows=8192), None, None)[:2] == ("tokens", 4096)
 
@@ -53,7 +53,7 @@ def test_few_rows_are_one_chunk():
 
 
 def test_chunks_are_equal():
-    assert default_rows(problem(rows=257)) == 129
+    assert default_rows(problem(rows=385)) == 193
     assert equal_parts(0, 5) == 1
     assert [equal_parts(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
 

@@ -100,6 +100,11 @@ def row_losses(
     return losses
 
 
+def workspace(size: int, device: torch.device) -> Tensor:
+    """Memory for logits or gradients of them that are done with soon: bytes [size]."""
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
 def empty_gradient(student: Tensor) -> Tensor:
     """Memory for the gradient of logits (N, V), contiguous."""
     return torch.empty(student.shape, dtype=student.dtype, device=student.device)
