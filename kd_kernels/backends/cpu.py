@@ -17,9 +17,9 @@ _FAMILIES, _REDUCTIONS, _SLICE_PASSES = _core.FAMILIES, _core.REDUCTIONS, _core.
 # Dtypes whose products `outer_product` adds up in float32 on this processor.
 OUTER_PRODUCT_DTYPES = {torch.bfloat16} if _core.has_outer_product() else set()
 
-# Gradients from this size on live in memory that is kept for the next one (csrc/cpu/gradient_memory.h). Below it the
-# allocator keeps memory itself.
-_KEPT_BYTES = 32 << 20
+# Gradients and workspaces from this size on live in memory that is kept for the next one
+# (csrc/cpu/gradient_memory.h). Below it the allocator keeps memory itself.
+KEPT_BYTES = 32 << 20
 
 
 def divergence(
@@ -259,14 +259,14 @@ def _address(x: Tensor | None) -> int:
 def empty_gradient(student: Tensor) -> Tensor:
     """Memory for the gradient of logits (N, V), contiguous."""
     size = student.numel() * student.itemsize
-    if size < _KEPT_BYTES:
+    if size < KEPT_BYTES:
         return torch.empty(student.shape, dtype=student.dtype)
     return workspace(size, student.device).view(student.dtype).view(student.shape)
 
 
 def workspace(size: int, device: torch.device) -> Tensor:
     """Memory for logits or gradients of them that are done with soon: bytes [size]."""
-    if size < _KEPT_BYTES:
+    if size < KEPT_BYTES:
         return torch.empty(size, dtype=torch.uint8, device=device)
     return torch.frombuffer(_core.GradientMemory(size), dtype=torch.uint8)
 

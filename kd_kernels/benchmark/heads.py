@@ -147,6 +147,7 @@ are given the rows that count."""
             softcap=False,
             gathered=self.counted < self.rows,
             cast_bytes=0,
+            kept_bytes=select.implementation(backend).KEPT_BYTES,
             selects=self.kind == "akl",
             widened=(not on_gpu, not on_gpu and self.dtype not in select.implementation(backend).OUTER_PRODUCT_DTYPES),
         )

@@ -59,6 +59,7 @@ class Problem:
     softcap: bool  # of the student
     gathered: bool  # rows that count were picked out of more
     cast_bytes: int  # of weights in the dtype of the products, where that is another
+    kept_bytes: int | None  # from which size on the memory of chunks is kept when they are gone
     selects: bool  # AKL, which splits the vocabulary by the teacher
     widened: tuple[bool, bool]  # no product for the gradients of hidden states, weight, that adds up in float32
 
@@ -135,7 +136,7 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
     wide = problem.sum_itemsize
     wanted = any(problem.gradients)
 
-    fixed, rounded, working = problem.cast_bytes, 0, _LISTED_BYTES * problem.rows * problem.listed
+    fixed, rounded, working, chunks = problem.cast_bytes, 0, _LISTED_BYTES * problem.rows * problem.listed, 0
     # Gradients that chunks add to have an accumulator, and are rounded at the end, when the chunks are gone.
     if student.hidden:
         for is_wanted, entries, itemsize, cut in (
@@ -156,9 +157,10 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
         if problem.gathered:
             fixed += problem.rows * side.hidden * side.itemsize
         if side.buffered:
-            copies = 2 if side is student and wanted and problem.softcap else 1
             width = columns if side.hidden or columns_cut else side.width
-            working += copies * rows * width * side.itemsize
+            chunks += rows * width * side.itemsize
+            if side is student and wanted and problem.softcap:
+                working += rows * width * side.itemsize
     if student.hidden and student.itemsize < wide:  # factors that are widened for their product
         part = min(WIDENED, rows * columns)
         of_hidden = columns_cut and problem.gradients[0] and problem.widened[0]
@@ -169,4 +171,6 @@ def _peak(problem: Problem, rows: int, columns: int, *, rows_cut: bool, columns_
     if columns_cut and teacher is not None:
         working += _STATISTICS_BYTES * rows
         working += _SELECTION_BYTES * min(SELECTED, rows * columns) if problem.selects else 0
-    return fixed + max(working, rounded)
+    if problem.kept_bytes is not None and chunks >= problem.kept_bytes:
+        return fixed + chunks + max(working, rounded)
+    return fixed + max(chunks + working, rounded)

@@ -132,6 +132,7 @@ def _problem(
         softcap=isinstance(student, Projection) and student.softcap,
         gathered=gathered,
         cast_bytes=cast_bytes,
+        kept_bytes=task.backend.KEPT_BYTES,
         selects=task.family == "akl" and isinstance(teacher, Rows | Projection),
         widened=(not on_gpu, not on_gpu and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES),
     )

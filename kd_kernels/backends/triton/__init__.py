@@ -31,8 +31,9 @@ __all__ = [
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 
-# On GPUs torch itself adds such products up in float32.
+# On GPUs torch itself adds such products up in float32, and its allocator keeps memory.
 OUTER_PRODUCT_DTYPES: set[torch.dtype] = set()
+KEPT_BYTES = None
 
 
 def divergence(
