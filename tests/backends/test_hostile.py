@@ -62,6 +62,19 @@ def test_entries_forbidden_on_one_side(kind, backend):
     assert_within_budget(actual.gradient.cpu()[finite], expected.gradient[finite], plain.gradient[finite], "gradient")
 
 
+@each_kind_and_backend
+@pytest.mark.parametrize("apart", [0.0, 3.0])
+def test_what_one_side_forbids_is_all_but_impossible_for_the_other(kind, backend, apart):
+    """Probabilities about the smallest number of float32, whose products are 0, in rows otherwise near and far."""
+    heights = torch.linspace(84, 105, few(backend, 64, 16))
+    student = torch.stack([torch.zeros_like(heights), heights, heights - 1], 1)
+    teacher = torch.stack([torch.full_like(heights, -INF), heights, heights - 1 - apart], 1)
+    for pair in ((student, teacher), (teacher, student)):
+        result = evaluate(*on_device(backend, *pair), kind, backend=backend)
+        assert not result.losses.isnan().any()
+        assert not result.gradient.isnan().any()
+
+
 def test_which_divergences_are_infinite():
     """Where the student forbids an entry forward KL is infinite, where the teacher does reverse KL; others never."""
     student, teacher = far_pair(2, 50)

@@ -211,9 +211,9 @@ def test_entries_forbidden_on_both_sides(kind, backend, lowest):
 @pytest.mark.parametrize("lowest", [-INF, torch.finfo(torch.float32).min, -1e20, -1e10])
 def test_slices_without_mass_at_any_temperature(backend, lowest):
     """Where the offset of the exponentials is rounded up, and where it is rounded down."""
-    student, teacher = far_pair(8, 300)
+    student, teacher = far_pair(few(backend, 8, 2), 300)
     student[:, :120] = teacher[:, :120] = lowest
-    for temperature in (0.1, 0.7, 1.0, 1.1, 1.3, 1.6, 3.7):
+    for temperature in (0.1, 0.7, 1.0, 1.1, 1.6):
         check(student, teacher, kd.JSD(), backend, 110, temperature=(temperature, temperature))
 
 

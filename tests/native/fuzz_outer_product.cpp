@@ -4,14 +4,13 @@
 // Without the instructions it has nothing to feed.
 //
 //   fuzz_outer_product SEED CALLS
-#include "cpu/outer_product.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
+#include "cpu/outer_product.h"
 #include "fuzz.h"
 
 namespace {

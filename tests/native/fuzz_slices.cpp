@@ -54,7 +54,8 @@ struct Side {
     matrix = {nullptr, columns + (chance(0.5) ? uniform(0, 9) : 0), dtype};
     matrix.data = buffer.allocate(rows ? (rows - 1) * matrix.row_stride + columns : 0, dtype);
     for (int64_t i = 0; i + 1 < rows; ++i)
-      for (int64_t j = columns; j < matrix.row_stride; ++j) put(matrix.data, dtype, i * matrix.row_stride + j, kBetween);
+      for (int64_t j = columns; j < matrix.row_stride; ++j)
+        put(matrix.data, dtype, i * matrix.row_stride + j, kBetween);
     z.resize(size_t(rows * columns));
   }
   void set(int64_t row, int64_t column, int64_t columns, double x) {
@@ -69,17 +70,17 @@ struct Slice {
   Side student, teacher;
 };
 
-// Some logits in double: the largest, and the log-sum-exp of them times 1 / T.
-struct Sum {
-  double top = -INFINITY, mass = 0, entropy = 0, log_sum = 0;
+// The softmax of some logits times 1 / T, in double.
+struct Softmax {
+  double rate, top = -INFINITY, mass = 0, entropy = 0;
 
-  Sum(const std::vector<double>& z, double rate) {
+  Softmax(const std::vector<double>& z, double rate) : rate(rate) {
     for (double x : z) top = std::max(top, x);
     for (double x : z) mass += std::exp((x - top) * rate);
-    log_sum = top * rate + std::log(mass);
-    for (double x : z) entropy -= probability(x, rate) * (x * rate - log_sum);
+    for (double x : z) entropy -= std::exp(log_probability(x)) * log_probability(x);
   }
-  double probability(double x, double rate) const { return std::exp(x * rate - log_sum); }
+  double log_probability(double x) const { return (x - top) * rate - std::log(mass); }
+  double log_sum(double shift) const { return (top - shift) * rate + std::log(mass); }
 };
 
 struct Terms {
@@ -90,11 +91,11 @@ struct Terms {
 // The textbook formulas.
 Terms textbook(kd::Family family, double a, double forward, double reverse, const std::vector<double>& zs,
                const std::vector<double>& zt, double k_s, double k_t) {
-  const Sum student(zs, k_s), teacher(zt, k_t);
+  const Softmax student(zs, k_s), teacher(zt, k_t);
   const double b = 1 - a;
   Terms t;
   for (size_t j = 0; j < zs.size(); ++j) {
-    const double lq = zs[j] * k_s - student.log_sum, lp = zt[j] * k_t - teacher.log_sum;
+    const double lq = student.log_probability(zs[j]), lp = teacher.log_probability(zt[j]);
     const double p = std::exp(lp), q = std::exp(lq), d = lq - lp;
     double value = 0, h = 0;
     switch (family) {
@@ -159,7 +160,7 @@ bool close(double actual, double expected, double size) {
 void check_statistics(const kd::SliceCall& call, int64_t row, const std::vector<double>& zs,
                       const std::vector<double>& zt, double k_s, double k_t) {
   const auto field = [&](int i) { return call.statistics[i * call.rows + row]; };
-  const Sum student(zs, k_s), teacher(zt, k_t);
+  const Softmax student(zs, k_s), teacher(zt, k_t);
   if (field(SliceStatistic::kTopStudent) != student.top) fail("top of the student", call, row);
   if (field(SliceStatistic::kTopTeacher) != teacher.top) fail("top of the teacher", call, row);
   if (!close(field(SliceStatistic::kSumStudent), student.mass, 0)) fail("mass of the student", call, row);
@@ -173,14 +174,14 @@ void check_statistics(const kd::SliceCall& call, int64_t row, const std::vector<
   const double mirrored = std::expm1(-late) + late;
   double forward = 0, reverse = 0;
   for (size_t j = 0; j < zs.size(); ++j) {
-    const double lq = zs[j] * k_s - student.log_sum, lp = zt[j] * k_t - teacher.log_sum, d = lq - lp;
+    const double lq = student.log_probability(zs[j]), lp = teacher.log_probability(zt[j]), d = lq - lp;
     forward += std::exp(lp) * (std::expm1(d) - d);
     reverse += std::exp(lq) * (std::expm1(-d) + d);
   }
-  if (!close(field(SliceStatistic::kForward) - bend, forward, 1e-9)) fail("KL(p, q) of a slice", call, row);
-  if (!close(field(SliceStatistic::kReverse) - mirrored, reverse, 1e-9)) fail("KL(q, p) of a slice", call, row);
+  if (!close(field(SliceStatistic::kForward) - bend, forward, 1e-7)) fail("KL(p, q) of a slice", call, row);
+  if (!close(field(SliceStatistic::kReverse) - mirrored, reverse, 1e-7)) fail("KL(q, p) of a slice", call, row);
   const double shift_s = field(SliceStatistic::kShiftStudent), shift_t = field(SliceStatistic::kShiftTeacher);
-  const double gap = student.log_sum - shift_s * k_s - (teacher.log_sum - shift_t * k_t);
+  const double gap = student.log_sum(shift_s) - teacher.log_sum(shift_t);
   if (!close(field(SliceStatistic::kGap) + late, gap, 1e-2)) fail("gap of a slice", call, row);
 }
 
@@ -196,7 +197,7 @@ void one_call() {
   call.inverse_temperature_teacher = chance(0.5) ? 1.0 : std::exp(std::normal_distribution<>(0, 0.7)(g_random));
   const double k_s = real(call.inverse_temperature_student);
   const double ratio = real(call.inverse_temperature_teacher / call.inverse_temperature_student), k_t = ratio * k_s;
-  const kd::Family families[] = {kd::Family::kKl,  kd::Family::kJsd, kd::Family::kTeacherMixture,
+  const kd::Family families[] = {kd::Family::kKl,  kd::Family::kJsd,  kd::Family::kTeacherMixture,
                                  kd::Family::kTvd, kd::Family::kTodi, kd::Family::kStudentMixture};
   call.family = families[uniform(0, 5)];
   call.param = chance(0.3) ? 0.5 : std::uniform_real_distribution<>(0.01, 0.99)(g_random);
@@ -205,14 +206,14 @@ void one_call() {
 
   std::vector<Slice> slices(size_t(uniform(1, 3)));
   for (Slice& slice : slices) {
-    slice.columns = std::min<int64_t>(columns(), 4200);
+    slice.columns = chance(0.1) ? columns() : std::min<int64_t>(columns(), 600);
     slice.student.allocate(call.rows, slice.columns, student_dtype);
     slice.teacher.allocate(call.rows, slice.columns, teacher_dtype);
   }
   std::vector<Content> contents;
   for (int64_t i = 0; i < call.rows; ++i) {
     const Content content = contents.emplace_back(static_cast<Content>(uniform(0, 4)));
-    const double shift = chance(0.2) ? 1e4 : 0;
+    const double shift = content != Content::kHuge && chance(0.2) ? 1e4 : 0;  // half precision ends at 65504
     for (Slice& slice : slices) {
       const bool nothing = content == Content::kForbidden && chance(0.2);
       for (int64_t j = 0; j < slice.columns; ++j) {
@@ -276,7 +277,7 @@ void one_call() {
       zs.insert(zs.end(), s.begin(), s.end());
       zt.insert(zt.end(), t.begin(), t.end());
     }
-    const Sum student(zs, k_s), teacher(zt, k_t);
+    const Softmax student(zs, k_s), teacher(zt, k_t);
     const double apart = (student.top - ratio * teacher.top) * k_s;
     const bool near = std::abs(apart) < 64;
     const double shift_s = near ? 0 : student.top, shift_t = near ? 0 : teacher.top;
@@ -291,7 +292,7 @@ void one_call() {
     set(SliceState::kInverseTeacher, defined.back() ? 1 / teacher.mass : NAN);
     set(SliceState::kShiftStudent, shift_s);
     set(SliceState::kShiftTeacher, shift_t);
-    set(SliceState::kGap, student.log_sum - shift_s * k_s - (teacher.log_sum - shift_t * k_t));
+    set(SliceState::kGap, student.log_sum(shift_s) - teacher.log_sum(shift_t));
     set(SliceState::kForwardWeight, forward);
     set(SliceState::kReverseWeight, reverse);
     set(SliceState::kFar, curvature(call.family, call.param) * terms.forward < 1.0 / 64 ? 0 : 1);
@@ -318,7 +319,9 @@ void one_call() {
     if (!counts && (v != 0 || h_sum[size_t(i)] != 0)) fail("sums of a row of weight 0", call, i);
     if (counts && !defined[size_t(i)] && !std::isnan(v)) fail("value without a softmax", call, i);
     if (counts && defined[size_t(i)] && !(v >= 0)) fail("value", call, i);
-    if (exact(i) && !close(v, truth[size_t(i)].value, 1e-9)) fail("value in double", call, i);
+    // TVD is O(d), the others are O(d^2); the rounding of a logit is in d.
+    if (exact(i) && !close(v, truth[size_t(i)].value, call.family == kd::Family::kTvd ? 1e-2 : 1e-7))
+      fail("value in double", call, i);
     known[SliceState::kHSum * call.rows + i] = std::min(h_sum[size_t(i)], 1e30);
   }
 
@@ -352,8 +355,7 @@ void one_call() {
         // Where p = q, to the last digit, TVD has a gradient of either sign.
         if (!exact(i) || (call.family == kd::Family::kTvd && contents[size_t(i)] == Content::kNear)) continue;
         const size_t v = first + size_t(j);
-        if (!(std::abs(at(j) - factors[i] * (t.h[v] - t.q[v] * sum_h)) <= allowed))
-          fail("gradient in double", call, i);
+        if (!(std::abs(at(j) - factors[i] * (t.h[v] - t.q[v] * sum_h)) <= allowed)) fail("gradient in double", call, i);
       }
       for (int64_t j = slice.columns; i + 1 < call.rows && j < call.grad.row_stride; ++j)
         if (at(j) != kBetween) fail("memory between rows", call, i);

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CALLS = 2000
-FUZZERS = ["fuzz_rows", "fuzz_tail"]
+FUZZERS = ["fuzz_outer_product", "fuzz_rows", "fuzz_slices", "fuzz_tail"]
 # Beside the interpreter, where a virtual environment has its tools.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 

@@ -11,6 +11,9 @@
 
 KD_BEGIN
 
+// 0 * inf, where an entry that the other side forbids is too small for its half, has the limit of the value.
+template <class F> KD_HD F todi_value(F step, F d) { return select(abs(step) > F(0.0f), step * d, F(0.0f)); }
+
 template <class F, bool UnitBeta> struct Todi {
   static constexpr bool kNeedsLogRatio = true;
   F beta;
@@ -28,7 +31,7 @@ template <class F, bool UnitBeta> struct Todi {
     if (!UnitBeta) r = r * sigmoid;
     const F step = s.big * r;
     const F q_weight = select(s.below, e * sigmoid, sigmoid);  // 1 - w
-    return {step * s.x, fma(q_weight * v.q, finite(v.d), select(s.below, zero - step, step))};
+    return {todi_value(step, s.x), fma(q_weight * v.q, finite(v.d), select(s.below, zero - step, step))};
   }
 };
 
@@ -46,7 +49,7 @@ template <class F, bool UnitBeta> struct FarTodi {
       q_weight = select(v.d <= F(0.0f), e, one) / (e + one);
     }
     const F step = fnma(one - q_weight, v.p, q_weight * v.q);  // (1 - w) q - w p
-    return {step * v.d, fma(q_weight * v.q, finite(v.d), step)};
+    return {todi_value(step, v.d), fma(q_weight * v.q, finite(v.d), step)};
   }
 };
 

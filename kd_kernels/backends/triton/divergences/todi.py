@@ -8,6 +8,12 @@ from kd_kernels.backends.triton.sides import finite, sides
 
 
 @triton.jit
+def _value(step, d):
+    """0 * inf, where an entry that the other side forbids is too small for its half, has the limit of the value."""
+    return tl.where(step == 0.0, 0.0, step * d)
+
+
+@triton.jit
 def todi_near(p, q, d, beta, UNIT_BETA: tl.constexpr):
     below, big, x, _x_far, e, expm1, _phi, _psi = sides(p, q, d)
     r = -expm1  # at beta = 1
@@ -19,7 +25,7 @@ def todi_near(p, q, d, beta, UNIT_BETA: tl.constexpr):
         r = r * sigmoid
     step = big * r
     q_weight = tl.where(below, e * sigmoid, sigmoid)  # 1 - w
-    return step * x, tl.fma(q_weight * q, finite(d), tl.where(below, -step, step))
+    return _value(step, x), tl.fma(q_weight * q, finite(d), tl.where(below, -step, step))
 
 
 @triton.jit
@@ -30,4 +36,4 @@ def todi_far(p, q, d, beta, UNIT_BETA: tl.constexpr):
         e = tl.exp2(-beta * tl.abs(finite(d)) * LOG2_E)
         q_weight = tl.where(d <= 0.0, e, 1.0) / (e + 1.0)
     step = tl.fma(-(1.0 - q_weight), p, q_weight * q)  # (1 - w) q - w p
-    return step * d, tl.fma(q_weight * q, finite(d), step)
+    return _value(step, d), tl.fma(q_weight * q, finite(d), step)
