@@ -38,7 +38,11 @@ def check(gradient: Tensor, hidden: Tensor, gain: float = 1.0, add: bool = False
     truth = start.double() + gain * (gradient.double().T @ hidden.double())
     eager = start + gain * (gradient.float().T @ hidden.float())
     # Terms of both signs: their sum is as exact as the sum of their sizes.
-    size = (start.abs() + abs(gain) * (gradient.float().abs().T @ hidden.float().abs())).amax().item() if out.numel() else 0
+    size = (
+        (start.abs() + abs(gain) * (gradient.float().abs().T @ hidden.float().abs())).amax().item()
+        if out.numel()
+        else 0
+    )
     assert_within_budget(out, truth, eager, "product", size)
     return out
 
