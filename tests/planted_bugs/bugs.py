@@ -22,3 +22,7 @@ class Bug(NamedTuple):
         if found != 1:
             raise ValueError(f"{self.file} holds {found} times, not once: {self.original!r}")
         path.write_text(text.replace(self.original, self.mutated))
+
+
+def files(bugs: list[Bug]) -> list[str]:
+    return list(dict.fromkeys(bug.file for bug in bugs))

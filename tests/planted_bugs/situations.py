@@ -1,29 +1,22 @@
 """Small inputs that show what a backend gets wrong. Each situation raises an AssertionError where one does."""
 
+import importlib
 import math
 import mmap
 import multiprocessing
-from contextlib import contextmanager
-from unittest import mock
+from pathlib import Path
 
 import torch
+from comparisons import close, guarded_memory
+from product_situations import PRODUCT_SITUATIONS
+from slice_situations import SLICE_SITUATIONS
+from tail_situations import TAIL_SITUATIONS
 
 import kd_kernels as kd
-from kd_kernels.testing.budget import allowed_error
 from kd_kernels.testing.inputs import far_pair, near_pair, one_hot_pair
 from kd_kernels.testing.truth import eager, evaluate, truth
 
 INF = math.inf
-GUARD = 4096  # entries after a gradient, at least a block
-
-
-def close(actual, expected, plain, what, size=0.0):
-    """Within eight times the budget, which a few rows know but roughly."""
-    assert not actual.isnan().any(), f"{what}: NaN"
-    assert torch.equal(actual.isinf(), expected.isinf()), f"{what}: infinite in other places than the truth"
-    finite = expected.isfinite()
-    error = (actual.double() - expected)[finite].abs().max().item()
-    assert error <= 8 * allowed_error(expected, plain, size), f"{what}: error {error:.1e}"
 
 
 def compare(student, teacher, kind, backend, **options):
@@ -34,22 +27,6 @@ def compare(student, teacher, kind, backend, **options):
     size = expected.losses[finite].max().item()
     assert not actual.gradient.isnan().any(), "gradient: NaN"
     close(actual.gradient[finite], expected.gradient[finite], plain.gradient[finite], "gradient", size)
-
-
-@contextmanager
-def guarded_memory():
-    """torch.empty returns NaN, followed by numbers that must stay."""
-    empty, guards = torch.empty, []
-
-    def guarded(shape, **options):
-        numel = math.prod(shape) if isinstance(shape, tuple) else shape
-        memory = empty(numel + GUARD, **options).fill_(math.nan)
-        guards.append(memory[numel:].fill_(7))
-        return memory[:numel].view(shape)
-
-    with mock.patch.object(torch, "empty", guarded):
-        yield
-    assert all((guard == 7).all() for guard in guards), "memory after a tensor was written"
 
 
 def memory_after_the_gradient(kind, backend):
@@ -231,6 +208,17 @@ SITUATIONS = [
 FLOAT32_SITUATIONS = [x for x in SITUATIONS if x not in (rows_apart, half_precisions)]
 
 
+# Situations for the bugs of a file, by its stem. Rows show what other files hold.
+OF_FILES = {
+    "slice_kernel": SLICE_SITUATIONS, "slices": SLICE_SITUATIONS, "merge": SLICE_SITUATIONS, "tail": TAIL_SITUATIONS,
+    "tail_kernel": TAIL_SITUATIONS, "outer_product": PRODUCT_SITUATIONS,
+}  # fmt: skip
+
+
+def situations_for(file, of_rows=SITUATIONS):
+    return OF_FILES.get(Path(file).stem, of_rows)
+
+
 def complaint(kind, backend, situations):
     """What the first situation that goes wrong says; None where all is well."""
     for situation in situations:
@@ -241,11 +229,20 @@ def complaint(kind, backend, situations):
     return None
 
 
-def complaint_alone(kind, backend, situations):
-    """The same from a process of its own, which has yet to import the backend and may crash."""
+def complaint_alone(kind, backend, situations, again=()):
+    """The same from a process of its own, which has yet to import the backend and may crash.
+
+    It imports the modules `again`, which came with the package.
+    """
+
+    def report():
+        for name in again:
+            importlib.reload(importlib.import_module(name))
+        sender.send(complaint(kind, backend, situations))
+
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(complaint(kind, backend, situations)))
+    process = context.Process(target=report)
     process.start()
     sender.close()
     try:

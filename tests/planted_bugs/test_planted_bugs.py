@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chunk_bugs
 import cpu_bugs
 import pytest
 import triton_bugs
+from bugs import files
 
 import kd_kernels
 from kd_kernels.backends import select
@@ -34,12 +36,18 @@ def missed(bugs, folder, script, *arguments, **options):
     return [bug.why for bug, noticed in zip(bugs, json.loads(run.stdout), strict=True) if noticed is None]
 
 
-@pytest.mark.parametrize("file", list(dict.fromkeys(bug.file for bug in triton_bugs.BUGS)))
+@pytest.mark.parametrize("file", files(triton_bugs.BUGS))
 def test_bugs_in_triton_kernels_are_noticed(file, tmp_path):
     if reason := select.unavailable("triton"):
         pytest.skip(reason)
     bugs = [bug for bug in triton_bugs.BUGS if bug.file == file]
-    assert missed(bugs, tmp_path, "check_triton.py", file) == []
+    assert missed(bugs, tmp_path, "check_python.py", "triton", file) == []
+
+
+@pytest.mark.parametrize("file", files(chunk_bugs.BUGS))
+def test_bugs_in_chunks_are_noticed(file, tmp_path):
+    bugs = [bug for bug in chunk_bugs.BUGS if bug.file == file]
+    assert missed(bugs, tmp_path, "check_python.py", "chunks", file) == []
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
@@ -47,5 +55,7 @@ def test_bugs_in_triton_kernels_are_noticed(file, tmp_path):
 def test_bugs_in_the_native_core_are_noticed(half, tmp_path):
     from kd_kernels import _core
 
-    avx2 = json.dumps(int(_core.best_simd()) >= int(_core.Simd.avx2))
-    assert missed(cpu_bugs.BUGS[half::HALVES], tmp_path, "check_cpu.py", half, HALVES, input=avx2) == []
+    avx2 = int(_core.best_simd()) >= int(_core.Simd.avx2)
+    processor = {"avx2": avx2, "avx512_bf16": _core.has_outer_product()}
+    bugs = cpu_bugs.bugs_for(processor)[half::HALVES]
+    assert missed(bugs, tmp_path, "check_cpu.py", half, HALVES, input=json.dumps(processor)) == []
