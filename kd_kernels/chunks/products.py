@@ -51,7 +51,7 @@ class ProductSum:
             self._backend.outer_product(out, a.t(), b, gain, not first)
         else:
             b = b.to(out.dtype)
-            rows = max(1, WIDENED // a.shape[1])
+            rows = max(1, WIDENED // max(1, a.shape[1]))
             for part, narrow in zip(out.split(rows), a.split(rows), strict=True):
                 part.addmm_(narrow.to(out.dtype), b, beta=beta, alpha=gain)
 

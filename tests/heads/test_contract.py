@@ -285,6 +285,13 @@ class TestShapes:
         assert kd.divergence(student, other).isfinite()
 
     @each_plan
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_no_row_counts_in_any_dtype(self, dtype, plan, monkeypatch):
+        follow(monkeypatch, plan, SIZES[plan])
+        pair = make("head", "head", dtype)
+        assert not any(x.any() for x in evaluate(pair, "jsd", mask=torch.zeros(ROWS)).values())
+
+    @each_plan
     @each_pair
     def test_layouts(self, student, teacher, plan, monkeypatch):
         """Transposed weights and rows give the same numbers."""
