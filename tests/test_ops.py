@@ -88,7 +88,7 @@ class TestOpcheck:
             "divergence",
             "divergence_backward",
             "chunked_divergence",
-        }  # the last in tests/heads/test_ops.py
+        }  # the last in tests/heads/test_head_ops.py
 
 
 class TestFakes:
