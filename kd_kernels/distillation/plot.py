@@ -25,9 +25,9 @@ def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
     )  # fmt: skip
     loss.set_ylabel("loss (nats/token)")
     loss.legend()
-    speed.plot(x, [r["tokens_per_s"] for r in steps], color="tab:green")
+    speed.plot(x, [r["tokens_per_s"] for r in steps], color="tab:green", linewidth=2)
     speed.set_ylabel("throughput (tokens/s)")
-    peak.plot(x, [r[memory] for r in steps], color="tab:red")
+    peak.plot(x, [r[memory] for r in steps], color="tab:red", linewidth=2)
     peak.set_ylabel(MEMORY[memory])
     peak.set_xlabel("step")
     for axes in (loss, speed, peak):
