@@ -8,6 +8,7 @@ import torch
 
 from kd_kernels.backends import select
 from kd_kernels.chunks import run as chunks
+from kd_kernels.reduction import sum_dtype
 
 _ROWS = "str family, float[] params, float[] inverse_temperatures, float scale, SymInt columns"
 
@@ -53,7 +54,7 @@ def _chunked_divergence(*args):
 def _divergence_fake(student, teacher, weight, normalizer, family, params, inverse_temperatures, scale, columns,
                      reduction, with_gradient, with_entropy, backend):  # fmt: skip
     rows, width = student.shape
-    real = torch.float64 if student.dtype == torch.float64 else torch.float32
+    real = sum_dtype(student.dtype)
     loss = student.new_empty((rows,) if reduction == "none" else (), dtype=real)
     gradient = student.new_empty((rows, width) if with_gradient else (0,))
     entropy = student.new_empty((2, rows) if with_entropy else (0,), dtype=real)
@@ -71,7 +72,7 @@ def _chunked_divergence_fake(student, student_weight, student_bias, student_tran
                              inverse_temperatures, scale, columns, reduction, wanted, with_stats, on_device,
                              chunk_tokens, memory_budget, backend):  # fmt: skip
     rows = student.shape[0]
-    real = torch.float64 if student.dtype == torch.float64 else torch.float32
+    real = sum_dtype(student.dtype)
     gradients = (
         x.new_empty(x.shape) if wants else student.new_empty(0)
         for x, wants in zip((student, student_weight, student_bias), wanted, strict=True)

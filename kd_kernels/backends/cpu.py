@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_kernels import _core
+from kd_kernels.reduction import sum_dtype
 from kd_kernels.slice_rows import SliceStatistics
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
@@ -36,7 +37,7 @@ def divergence(
     with_gradient: bool,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    real = _real(student)
+    real = sum_dtype(student.dtype)
     rows = student.shape[0]
     loss = torch.empty(rows if reduction == "none" else (), dtype=real)
     gradient = empty_gradient(student) if with_gradient else student.new_empty(0)
@@ -78,7 +79,7 @@ def row_losses(
     entropy: Tensor,  # (2, N) likewise
 ) -> Tensor:
     """-> weighted losses (N,)."""
-    losses = torch.empty(student.shape[0], dtype=_real(student))
+    losses = torch.empty(student.shape[0], dtype=sum_dtype(student.dtype))
     _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns, "none",
          gradient, losses, entropy)  # fmt: skip
     return losses
@@ -165,7 +166,7 @@ def tail_logits(
 
     NaN where one of them is NaN or +inf.
     """
-    tail = torch.empty(logits.shape[0], dtype=_real(logits))
+    tail = torch.empty(logits.shape[0], dtype=sum_dtype(logits.dtype))
     _run_tail(logits, ids, weight, tail, inverse_temperature, columns, None, None, None)
     return tail
 
@@ -192,7 +193,7 @@ def _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient,
     # Held here until the core returns: every tensor whose address it is given.
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    real = _real(logits)
+    real = sum_dtype(logits.dtype)
     ids, weight, tail = ids.contiguous(), _as(real, weight), _as(real, tail)  # a new tail is as it should be
     entries, tail_factor = _as(real, entries), _as(real, tail_factor)
     _core.tail_rows(
@@ -278,7 +279,3 @@ def release_memory() -> None:
 
 def _as(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
-
-
-def _real(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_kernels.divergences import Divergence
-from kd_kernels.reduction import reduce
+from kd_kernels.reduction import reduce, sum_dtype
 from kd_kernels.top_k import PADDING, Entries
 
 
@@ -96,7 +96,7 @@ def tail_logits(
 
 
 def _as_real(logits: Tensor, weight: Tensor | None, columns: int) -> Tensor:
-    logits = logits[:, :columns].to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    logits = logits[:, :columns].to(sum_dtype(logits.dtype))
     if weight is None:
         return logits
     return torch.where((weight != 0).unsqueeze(-1), logits, 0)  # other rows are not read: they may hold NaN

@@ -26,6 +26,7 @@ from torch import Tensor
 from kd_kernels.chunks.head_tail import HeadTail
 from kd_kernels.chunks.merge import Fold, Whole, as_slice, merge, total
 from kd_kernels.divergences import Kernel
+from kd_kernels.reduction import sum_dtype
 from kd_kernels.slice_rows import SliceState
 
 # log q - log p has this bound in the gradient of a divergence that is infinite (csrc/include/kd/divergence.h).
@@ -75,7 +76,7 @@ class SlicedRows:
         self._inverse_temperatures, self._scale = inverse_temperatures, scale
         self._weight, self._with_entropy = weight, with_entropy
         self._kernels = backend
-        self._real = torch.float64 if dtype == torch.float64 else torch.float32
+        self._real = sum_dtype(dtype)
         self._live = torch.ones(rows, dtype=torch.bool, device=device) if weight is None else weight != 0
         # As the kernels round them: a large offset of the logits would show the difference.
         student, teacher = inverse_temperatures
