@@ -24,6 +24,7 @@ from kd_kernels.losses import divergence
 from kd_kernels.memory import release_memory
 from kd_kernels.stats import Stats
 from kd_kernels.top_k import TopK
+from kd_kernels.transport import Transport, l1_cost, sinkhorn, sinkhorn_divergence, sorted_l1
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,11 @@ __all__ = [
     "Stats",
     "ToDi",
     "TopK",
+    "Transport",
     "divergence",
+    "l1_cost",
     "release_memory",
+    "sinkhorn",
+    "sinkhorn_divergence",
+    "sorted_l1",
 ]

@@ -28,7 +28,7 @@ def logits_pair(student: Tensor, teacher: Tensor) -> None:
     _logits("student", student)
     _logits("teacher", teacher)
     _same_rows(student, teacher)
-    _same_precision(student, teacher)
+    same_precision(student, teacher)
 
 
 def sides(student: Tensor | Head, teacher: Side) -> None:
@@ -44,7 +44,7 @@ def sides(student: Tensor | Head, teacher: Side) -> None:
     if isinstance(teacher, TopK):
         _entries_of(teacher, vocabularies(student, teacher)[0])
     else:
-        _same_precision(rows_of(student), rows_of(teacher))
+        same_precision(rows_of(student), rows_of(teacher))
 
 
 def rows_of(side: Side) -> Tensor:
@@ -78,7 +78,7 @@ def _logits(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         also = "" if name == "student" else ", a Head or a TopK"
         raise TypeError(f"{name} must be a tensor of logits{also or ' or a Head'}, got {type(x).__name__}")
-    _real_dense(name, x)
+    real_dense(name, x)
     if not x.shape or x.shape[-1] == 0:
         raise ValueError(f"{name} must have shape [..., V] with V >= 1, got {list(x.shape)}")
 
@@ -89,7 +89,7 @@ def _head(name: str, head: Head) -> None:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{part} of the {name}'s head must be a tensor, got {type(x).__name__}")
-        _real_dense(f"{part} of the {name}'s head", x)
+        real_dense(f"{part} of the {name}'s head", x)
     hidden, weight, bias = head.hidden, head.weight, head.bias
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight of the {name}'s head must have shape [V, H], got {list(weight.shape)}")
@@ -108,12 +108,12 @@ def _head(name: str, head: Head) -> None:
         if x is not None and (x.dtype == torch.float64) != (hidden.dtype == torch.float64):
             raise TypeError(
                 f"hidden and {part} of the {name}'s head must both be float64, or neither; "
-                f"got {_name(hidden.dtype)} and {_name(x.dtype)}"
+                f"got {name_of(hidden.dtype)} and {name_of(x.dtype)}"
             )
     for part, value in (("scale", head.scale), ("softcap", head.softcap)):
         if part == "softcap" and value is None:
             continue
-        if not _is_number(value):
+        if not is_number(value):
             raise TypeError(f"{part} of the {name}'s head must be a number, got {type(value).__name__}")
         if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
             raise ValueError(
@@ -126,8 +126,8 @@ def _top_k(teacher: TopK) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"{part} of the teacher must be a tensor, got {type(x).__name__}")
     if teacher.ids.is_floating_point() or teacher.ids.is_complex() or teacher.ids.dtype == torch.bool:
-        raise TypeError(f"ids of the teacher must be integers, got {_name(teacher.ids.dtype)}")
-    _real_dense("logprobs of the teacher", teacher.logprobs)
+        raise TypeError(f"ids of the teacher must be integers, got {name_of(teacher.ids.dtype)}")
+    real_dense("logprobs of the teacher", teacher.logprobs)
     if not teacher.ids.shape or teacher.ids.shape != teacher.logprobs.shape:
         raise ValueError(
             "ids and logprobs of the teacher must have the same shape [..., K], got "
@@ -148,11 +148,11 @@ def _entries_of(teacher: TopK, size: int) -> None:
         raise ValueError(f"ids of the teacher must be below the student's vocabulary of {size} entries, got {largest}")
 
 
-def _real_dense(name: str, x: Tensor) -> None:
+def real_dense(name: str, x: Tensor) -> None:
     if x.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {name_of(x.dtype)}")
     if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {_name(x.layout)}")
+        raise TypeError(f"{name} must be a dense tensor, got layout {name_of(x.layout)}")
 
 
 def _same_rows(student: Tensor, teacher: Tensor) -> None:
@@ -164,11 +164,10 @@ def _same_rows(student: Tensor, teacher: Tensor) -> None:
         raise ValueError(f"teacher must be on the student's device {student.device}, got {teacher.device}")
 
 
-def _same_precision(student: Tensor, teacher: Tensor) -> None:
-    if student.dtype != teacher.dtype and torch.float64 in (student.dtype, teacher.dtype):
+def same_precision(x: Tensor, y: Tensor, names: tuple[str, str] = ("student", "teacher")) -> None:
+    if x.dtype != y.dtype and torch.float64 in (x.dtype, y.dtype):
         raise TypeError(
-            "student and teacher must both be float64, or neither; "
-            f"got {_name(student.dtype)} and {_name(teacher.dtype)}"
+            f"{names[0]} and {names[1]} must both be float64, or neither; got {name_of(x.dtype)} and {name_of(y.dtype)}"
         )
 
 
@@ -196,7 +195,7 @@ def temperatures(temperature: float | tuple[float, float]) -> tuple[float, float
     if type(temperature) is float and MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         return temperature, temperature
     pair = temperature if isinstance(temperature, (tuple, list)) else (temperature, temperature)
-    if len(pair) != 2 or not all(_is_number(t) for t in pair):
+    if len(pair) != 2 or not all(is_number(t) for t in pair):
         raise TypeError(f"temperature must be a number or a pair (student, teacher), got {temperature!r}")
     if not all(MIN_TEMPERATURE <= t <= MAX_TEMPERATURE for t in pair):
         raise ValueError(
@@ -211,14 +210,14 @@ def row_weights(
     """Weight of each row [N], 0 where it does not count; None where all count alike."""
     weight = None
     if mask is not None:
-        _rows_of("mask", mask, student)
+        like_rows("mask", mask, student)
         if mask.is_complex():
-            raise TypeError(f"mask must be bool, integer or real, got {_name(mask.dtype)}")
+            raise TypeError(f"mask must be bool, integer or real, got {name_of(mask.dtype)}")
         weight = mask.detach().reshape(-1).to(real)
     if labels is not None:
-        _rows_of("labels", labels, student)
+        like_rows("labels", labels, student)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integers, got {_name(labels.dtype)}")
+            raise TypeError(f"labels must be integers, got {name_of(labels.dtype)}")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
             raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
         counted = (labels != ignore_index).reshape(-1)
@@ -242,16 +241,16 @@ def normalizer(normalizer: float | Tensor | None, reduction: str, student: Tenso
         if normalizer.numel() != 1:
             raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {list(normalizer.shape)}")
         if normalizer.is_complex():
-            raise TypeError(f"normalizer must be real, got {_name(normalizer.dtype)}")
+            raise TypeError(f"normalizer must be real, got {name_of(normalizer.dtype)}")
         return normalizer.detach().reshape(()).to(student.device)
-    if not _is_number(normalizer):
+    if not is_number(normalizer):
         raise TypeError(f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}")
     if not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer must be positive and finite, got {normalizer}")
     return float(normalizer)
 
 
-def _rows_of(name: str, x: Tensor, student: Tensor) -> None:
+def like_rows(name: str, x: Tensor, student: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.shape != student.shape[:-1]:
@@ -260,9 +259,9 @@ def _rows_of(name: str, x: Tensor, student: Tensor) -> None:
         raise ValueError(f"{name} must be on the student's device {student.device}, got {x.device}")
 
 
-def _is_number(x: object) -> bool:
+def is_number(x: object) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool)
 
 
-def _name(property: torch.dtype | torch.layout) -> str:
+def name_of(property: torch.dtype | torch.layout) -> str:
     return str(property).removeprefix("torch.")

@@ -1,14 +1,10 @@
-"""The ops on CPU tensors, by the native core.
-
-The core takes raw pointers. Every argument was checked where the user handed it over (kd_kernels/arguments.py); here
-the tensors get the layout the core wants, and stay referenced until it returns. The core uses at most
-`torch.get_num_threads()` threads and its results do not depend on how many.
-"""
+"""Rows of logits, whole or in slices."""
 
 import torch
 from torch import Tensor
 
 from kd_kernels import _core
+from kd_kernels.backends.cpu.memory import empty_gradient
 from kd_kernels.reduction import sum_dtype
 from kd_kernels.slice_rows import SliceStatistics
 
@@ -17,10 +13,6 @@ _FAMILIES, _REDUCTIONS, _SLICE_PASSES = _core.FAMILIES, _core.REDUCTIONS, _core.
 
 # Dtypes whose products `outer_product` adds up in float32 on this processor.
 OUTER_PRODUCT_DTYPES = {torch.bfloat16} if _core.has_outer_product() else set()
-
-# Gradients and workspaces from this size on live in memory that is kept for the next one
-# (csrc/cpu/gradient_memory.h). Below it the allocator keeps memory itself.
-KEPT_BYTES = 32 << 20
 
 
 def divergence(
@@ -255,26 +247,6 @@ def _run_slice(name, student, teacher, weight, inverse_temperatures, family="kl"
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def empty_gradient(student: Tensor) -> Tensor:
-    """Memory for the gradient of logits (N, V), contiguous."""
-    size = student.numel() * student.itemsize
-    if size < KEPT_BYTES:
-        return torch.empty(student.shape, dtype=student.dtype)
-    return workspace(size, student.device).view(student.dtype).view(student.shape)
-
-
-def workspace(size: int, device: torch.device) -> Tensor:
-    """Memory for logits or gradients of them that are done with soon: bytes [size]."""
-    if size < KEPT_BYTES:
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    return torch.frombuffer(_core.GradientMemory(size), dtype=torch.uint8)
-
-
-def release_memory() -> None:
-    """Gives the memory that is kept for the next large gradient back to the system."""
-    _core.release_pages()
 
 
 def _as(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:

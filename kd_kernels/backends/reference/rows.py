@@ -1,8 +1,4 @@
-"""The losses in plain torch: readable, on any device, differentiable any number of times. The oracle of the others.
-
-It holds several `[N, V]` tensors and evaluates the textbook formulas, so near convergence it is as inexact as any eager
-code in its dtype; in float64 it is the truth the kernels are tested against.
-"""
+"""Losses that are a sum over the vocabulary."""
 
 import math
 

@@ -1,8 +1,4 @@
-"""The ops, `torch.ops.kd_kernels.*`: schemas, fakes and implementations. The only file that knows torch.library.
-
-Each op runs on the backend its last argument names. They are opaque to the compiler, allocate their own outputs, never
-synchronise with the device and carry no autograd of their own: kd_kernels/autograd.py differentiates.
-"""
+"""Ops of losses that are a sum over the vocabulary."""
 
 import torch
 
