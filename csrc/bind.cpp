@@ -5,6 +5,7 @@
 #include "cpu/driver.h"
 #include "cpu/gradient_memory.h"
 #include "cpu/outer_product.h"
+#include "cpu/transport.h"
 
 namespace py = pybind11;
 
@@ -107,6 +108,111 @@ void divergence_slice(int pass, int64_t rows, int64_t columns, Address student, 
   kd::run_slice(call, threads);
 }
 
+kd::SinkhornProblems sinkhorn_problems(int64_t problems, int64_t rows, int64_t columns, Address cost,
+                                       int64_t problem_stride, int64_t row_stride, int dtype, Address a, Address b,
+                                       Address eps, Address lengths, int64_t iterations, bool entropic) {
+  kd::SinkhornProblems of{};
+  of.problems = problems;
+  of.rows = rows;
+  of.columns = columns;
+  of.cost = {{pointer(cost), row_stride, static_cast<kd::DType>(dtype)}, problem_stride};
+  of.a = pointer(a);
+  of.b = pointer(b);
+  of.eps = static_cast<const double*>(pointer(eps));
+  of.lengths = static_cast<const int64_t*>(pointer(lengths));
+  of.iterations = iterations;
+  of.entropic = entropic;
+  return of;
+}
+
+void sinkhorn(int64_t problems, int64_t rows, int64_t columns, Address cost, int64_t problem_stride, int64_t row_stride,
+              int dtype, Address a, Address b, Address eps, Address lengths, int64_t iterations, bool entropic,
+              Address start, double tolerance, Address value, Address f, Address g, Address plan, Address run,
+              Address error, Address history, Address offsets, int threads) {
+  kd::SinkhornCall call{};
+  call.of = sinkhorn_problems(problems, rows, columns, cost, problem_stride, row_stride, dtype, a, b, eps, lengths,
+                              iterations, entropic);
+  call.start = pointer(start);
+  call.tolerance = tolerance;
+  call.value = pointer(value);
+  call.f = pointer(f);
+  call.g = pointer(g);
+  call.plan = pointer(plan);
+  call.run = static_cast<int64_t*>(pointer(run));
+  call.error = pointer(error);
+  call.history = pointer(history);
+  call.offsets = static_cast<double*>(pointer(offsets));
+  py::gil_scoped_release release;
+  kd::run_sinkhorn(call, threads);
+}
+
+void sinkhorn_backward(int64_t problems, int64_t rows, int64_t columns, Address cost, int64_t problem_stride,
+                       int64_t row_stride, int dtype, Address a, Address b, Address eps, Address lengths,
+                       int64_t iterations, bool entropic, Address upstream, Address plan_upstream, Address run,
+                       Address history, Address offsets, Address cost_gradient, Address a_gradient, Address b_gradient,
+                       int threads) {
+  kd::SinkhornBackwardCall call{};
+  call.of = sinkhorn_problems(problems, rows, columns, cost, problem_stride, row_stride, dtype, a, b, eps, lengths,
+                              iterations, entropic);
+  call.upstream = pointer(upstream);
+  call.plan_upstream = pointer(plan_upstream);
+  call.run = static_cast<const int64_t*>(pointer(run));
+  call.history = pointer(history);
+  call.offsets = static_cast<const double*>(pointer(offsets));
+  call.cost_gradient = pointer(cost_gradient);
+  call.a_gradient = pointer(a_gradient);
+  call.b_gradient = pointer(b_gradient);
+  py::gil_scoped_release release;
+  kd::run_sinkhorn_backward(call, threads);
+}
+
+// The gradient from `upstream` and the statistics where `gradient` is not 0, else statistics and costs.
+void l1_cost(int64_t problems, int64_t rows, int64_t others, int64_t columns, int64_t width, Address student,
+             int64_t student_problem, int64_t student_stride, int student_dtype, Address teacher,
+             int64_t teacher_problem, int64_t teacher_stride, int teacher_dtype, Address student_mask,
+             Address teacher_mask, double inverse_temperature_student, double inverse_temperature_teacher, bool softmax,
+             Address statistics, Address cost, Address upstream, Address gradient, int threads) {
+  kd::L1Call call{};
+  call.problems = problems;
+  call.rows = rows;
+  call.others = others;
+  call.columns = columns;
+  call.width = width;
+  call.student = {{pointer(student), student_stride, static_cast<kd::DType>(student_dtype)}, student_problem};
+  call.teacher = {{pointer(teacher), teacher_stride, static_cast<kd::DType>(teacher_dtype)}, teacher_problem};
+  call.student_mask = static_cast<const uint8_t*>(pointer(student_mask));
+  call.teacher_mask = static_cast<const uint8_t*>(pointer(teacher_mask));
+  call.inverse_temperature_student = inverse_temperature_student;
+  call.inverse_temperature_teacher = inverse_temperature_teacher;
+  call.softmax = softmax;
+  call.statistics = pointer(statistics);
+  call.cost = pointer(cost);
+  call.upstream = pointer(upstream);
+  call.gradient = pointer(gradient);
+  py::gil_scoped_release release;
+  gradient ? kd::run_l1_cost_backward(call, threads) : kd::run_l1_cost(call, threads);
+}
+
+void sorted_l1(int64_t rows, int64_t student_columns, int64_t teacher_columns, int64_t limit, Address student,
+               int64_t student_stride, int student_dtype, Address teacher, int64_t teacher_stride, int teacher_dtype,
+               Address factor, double inverse_temperature_student, double inverse_temperature_teacher, Address loss,
+               Address gradient, int threads) {
+  kd::SortedCall call{};
+  call.rows = rows;
+  call.student_columns = student_columns;
+  call.teacher_columns = teacher_columns;
+  call.limit = limit;
+  call.student = {pointer(student), student_stride, static_cast<kd::DType>(student_dtype)};
+  call.teacher = {pointer(teacher), teacher_stride, static_cast<kd::DType>(teacher_dtype)};
+  call.factor = pointer(factor);
+  call.inverse_temperature_student = inverse_temperature_student;
+  call.inverse_temperature_teacher = inverse_temperature_teacher;
+  call.loss = pointer(loss);
+  call.gradient = pointer(gradient);
+  py::gil_scoped_release release;
+  kd::run_sorted_l1(call, threads);
+}
+
 // The memory of one gradient as a buffer of bytes, given back when the last tensor over it is gone.
 class GradientMemory {
  public:
@@ -133,6 +239,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("outer_product", &outer_product);
   m.def("has_outer_product", &kd::has_outer_product, "Whether this processor has the instructions of outer_product.");
   m.def("divergence_slice", &divergence_slice);
+  m.def("sinkhorn", &sinkhorn);
+  m.def("sinkhorn_backward", &sinkhorn_backward);
+  m.def("l1_cost", &l1_cost);
+  m.def("sorted_l1", &sorted_l1);
   py::class_<GradientMemory>(m, "GradientMemory", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))
       .def_buffer(&GradientMemory::buffer);

@@ -1,12 +1,9 @@
 #include "driver.h"
 
-#include <omp.h>
-
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "parallel.h"
 
 namespace kd {
 namespace {
@@ -55,47 +52,12 @@ SliceFunction slice_function(DType student, DType teacher) {
   return slice_function_scalar(student, teacher);
 }
 
-// One thread's scratch, kept for its next call: a row or two of the vocabulary, small beside any batch of logits.
-void* thread_scratch(size_t bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> buffer;
-  thread_local size_t capacity = 0;
-  if (capacity < bytes) {
-    buffer.reset();
-    capacity = 0;
-    buffer.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!buffer) return nullptr;
-    capacity = bytes;
-  }
-  return buffer.get();
-}
-
 // Calls body(row, scratch) for each row, on at most `threads` threads.
 template <class Body>
 void for_each_row(int64_t rows, int64_t columns, int threads, size_t scratch_bytes, const Body& body) {
-  // Some 20 microseconds of work per thread repay waking it.
-  const int64_t work = rows * columns;
-  const int team = work < 65536 || rows < 2 ? 1 : int(threads < rows ? threads : rows);
-  std::atomic<bool> no_memory{false};
-  if (team <= 1) {
-    void* scratch = thread_scratch(scratch_bytes);
-    if (!scratch) throw std::bad_alloc();
-    for (int64_t i = 0; i < rows; ++i) body(i, scratch);
-  } else {
-#pragma omp parallel num_threads(team)
-    {
-      void* scratch = thread_scratch(scratch_bytes);
-      if (!scratch) no_memory = true;
-      // Rows differ in cost (masked ones are free), hence dynamic; runs of a few rows keep a thread on its own pages.
-      const int64_t chunk = rows / (team * 16) + 1;
-#pragma omp for schedule(dynamic, chunk)
-      for (int64_t i = 0; i < rows; ++i)
-        if (scratch) body(i, scratch);
-    }
-    if (no_memory) throw std::bad_alloc();
-  }
+  const int team = team_for(rows, double(rows) * double(columns), threads);
+  // Rows differ in cost (masked ones are free); runs of a few rows keep a thread on its own pages.
+  for_each_item(rows, team, rows / (team * 16) + 1, scratch_bytes, body);
 }
 
 template <class Real> double weight_of(const RowsCall& call, int64_t row) {

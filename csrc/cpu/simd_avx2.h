@@ -38,6 +38,7 @@ KD_HD F32x8 abs(F32x8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); 
 KD_HD F32x8 max(F32x8 a, F32x8 b) { return _mm256_max_ps(a.v, b.v); }
 KD_HD F32x8 min(F32x8 a, F32x8 b) { return _mm256_min_ps(a.v, b.v); }
 KD_HD F32x8 select(Mask8 m, F32x8 a, F32x8 b) { return _mm256_blendv_ps(b.v, a.v, m.v); }
+KD_HD F32x8 add_where(Mask8 m, F32x8 a, F32x8 b) { return _mm256_add_ps(a.v, _mm256_and_ps(m.v, b.v)); }
 KD_HD F32x8 round(F32x8 a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 KD_HD uint32_t mask_bits(Mask8 m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.v)); }
 

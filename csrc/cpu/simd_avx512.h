@@ -38,6 +38,7 @@ KD_HD F32x16 abs(F32x16 a) { return _mm512_abs_ps(a.v); }
 KD_HD F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a.v, b.v); }
 KD_HD F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a.v, b.v); }
 KD_HD F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
+KD_HD F32x16 add_where(Mask16 m, F32x16 a, F32x16 b) { return _mm512_mask_add_ps(a.v, m.v, a.v, b.v); }
 KD_HD F32x16 round(F32x16 a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT); }
 KD_HD F32x16 pow2(F32x16 n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v); }
 KD_HD F32x16 exponent(F32x16 a) { return _mm512_getexp_ps(a.v); }

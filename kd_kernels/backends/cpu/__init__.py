@@ -19,9 +19,10 @@ from kd_kernels.backends.cpu.rows import (
     tail_gradient,
     tail_logits,
 )
+from kd_kernels.backends.cpu.transport import l1_cost, l1_cost_backward, sinkhorn, sinkhorn_backward, sorted_l1
 
 __all__ = [
-    "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient",
-    "outer_product", "release_memory", "row_losses", "scale_",
-    "slice_gradient", "slice_statistics", "slice_sums", "tail_gradient", "tail_logits", "workspace",
+    "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
+    "l1_cost_backward", "outer_product", "release_memory", "row_losses", "scale_", "sinkhorn", "sinkhorn_backward",
+    "slice_gradient", "slice_statistics", "slice_sums", "sorted_l1", "tail_gradient", "tail_logits", "workspace",
 ]  # fmt: skip

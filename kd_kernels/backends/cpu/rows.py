@@ -5,10 +5,10 @@ from torch import Tensor
 
 from kd_kernels import _core
 from kd_kernels.backends.cpu.memory import empty_gradient
+from kd_kernels.backends.cpu.tensors import DTYPES, address, as_real
 from kd_kernels.reduction import sum_dtype
 from kd_kernels.slice_rows import SliceStatistics
 
-_DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _FAMILIES, _REDUCTIONS, _SLICE_PASSES = _core.FAMILIES, _core.REDUCTIONS, _core.SLICE_PASSES
 
 # Dtypes whose products `outer_product` adds up in float32 on this processor.
@@ -186,11 +186,11 @@ def _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient,
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     real = sum_dtype(logits.dtype)
-    ids, weight, tail = ids.contiguous(), _as(real, weight), _as(real, tail)  # a new tail is as it should be
-    entries, tail_factor = _as(real, entries), _as(real, tail_factor)
+    ids, weight, tail = ids.contiguous(), as_real(real, weight), as_real(real, tail)  # a new tail is as it should be
+    entries, tail_factor = as_real(real, entries), as_real(real, tail_factor)
     _core.tail_rows(
         *logits.shape[:1], columns, logits.shape[1], ids.shape[1],
-        logits.data_ptr(), logits.stride(0), _DTYPES[logits.dtype],
+        logits.data_ptr(), logits.stride(0), DTYPES[logits.dtype],
         ids.data_ptr(),
         0 if weight is None else weight.data_ptr(),
         tail.data_ptr(), inverse_temperature,
@@ -209,13 +209,13 @@ def _run(student, teacher, weight, upstream, normalizer, family, params, inverse
     if teacher.stride(1) != 1:
         teacher = teacher.contiguous()
     real = loss.dtype  # of row weights, upstream gradients and the normaliser, as of the sums
-    weight, upstream, normalizer = _as(real, weight), _as(real, upstream), _as(real, normalizer)
+    weight, upstream, normalizer = as_real(real, weight), as_real(real, upstream), as_real(real, normalizer)
     rows, width = student.shape
     student_entropy, teacher_entropy = (0, 0) if not entropy.numel() else (entropy[0].data_ptr(), entropy[1].data_ptr())
     _core.divergence_rows(
         rows, columns, width,
-        student.data_ptr(), student.stride(0), _DTYPES[student.dtype],
-        teacher.data_ptr(), teacher.stride(0), _DTYPES[teacher.dtype],
+        student.data_ptr(), student.stride(0), DTYPES[student.dtype],
+        teacher.data_ptr(), teacher.stride(0), DTYPES[teacher.dtype],
         gradient.data_ptr(),  # 0 for an empty one
         0 if weight is None else weight.data_ptr(),
         0 if upstream is None else upstream.data_ptr(),
@@ -233,21 +233,13 @@ def _run_slice(name, student, teacher, weight, inverse_temperatures, family="kl"
         student = student.contiguous()
     if teacher.stride(1) != 1:
         teacher = teacher.contiguous()
-    weight = _as(torch.float64, weight)
+    weight = as_real(torch.float64, weight)
     rows, columns = student.shape
     _core.divergence_slice(
         _SLICE_PASSES[name], rows, columns,
-        student.data_ptr(), student.stride(0), _DTYPES[student.dtype],
-        teacher.data_ptr(), teacher.stride(0), _DTYPES[teacher.dtype],
-        _address(gradient), 0 if gradient is None else gradient.stride(0), _address(weight),
+        student.data_ptr(), student.stride(0), DTYPES[student.dtype],
+        teacher.data_ptr(), teacher.stride(0), DTYPES[teacher.dtype],
+        address(gradient), 0 if gradient is None else gradient.stride(0), address(weight),
         *inverse_temperatures, _FAMILIES[family], params[0], with_entropy,
-        _address(statistics), _address(state), _address(sums), _address(factor), torch.get_num_threads(),
+        address(statistics), address(state), address(sums), address(factor), torch.get_num_threads(),
     )  # fmt: skip
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _as(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()

@@ -1,0 +1,294 @@
+// The derivative of the iterations that were run, exactly, from the scalings of each.
+//
+// With G = dL/dP and M = G * P the reverse of iteration t, in the frame of its scalings, is
+//
+//   columns:  y' = y beta       alpha -= rho (K y')       b_gradient += beta     K-gradient += x y'^T
+//   rows:     x' = x alpha      beta = -sigma (K^T x')    a_gradient += alpha    K-gradient += x' y^T
+//
+// where alpha and beta are the gradients of log x and log y per unit of mass, so that they stay finite where a mass
+// goes to 0, and y, sigma in the second line belong to iteration t - 1. At first alpha = rho (G K y), beta = sigma (G^T
+// K x). The gradient of the cost is P dV - (M - K * K-gradient) / eps: a matrix of rank 2T instead of 2T matrices.
+#pragma once
+
+#include <type_traits>
+
+#include "kd/elementary.h"
+#include "sinkhorn_frame.h"
+
+KD_BEGIN
+
+template <class F, class T> class SinkhornReverse {
+  using S = ScalarOf<F>;
+  static constexpr int kLanes = Traits<F>::kLanes;
+
+ public:
+  SinkhornReverse(const SinkhornBackwardCall& call, int64_t problem, void* scratch)
+      : call_(call), problem_(problem), carver_(scratch), frame_(call.of, problem, &carver_) {
+    const int64_t rows = sinkhorn_pitch(call.of.rows), columns = sinkhorn_pitch(call.of.columns);
+    total_ = carver_.template take<S>(call.of.rows * columns);
+    x_ = carver_.template take<S>(rows);
+    alpha_ = carver_.template take<S>(rows);
+    f_ = carver_.template take<S>(rows);
+    a_gradient_ = carver_.template take<S>(rows);
+    y_ = carver_.template take<S>(columns);
+    beta_ = carver_.template take<S>(columns);
+    g_ = carver_.template take<S>(columns);
+    b_gradient_ = carver_.template take<S>(columns);
+    sums_ = carver_.template take<S>(columns);
+    row_terms_ = carver_.template take<S>(kSinkhornTerms * rows);
+    column_terms_ = carver_.template take<S>(kSinkhornTerms * columns);
+    upstream_ = static_cast<const S*>(call.upstream)[problem];
+  }
+
+  void run() {
+    const int64_t n = frame_.n, m = frame_.m, last = call_.run[problem_];
+    std::fill(a_gradient_, a_gradient_ + n, S(0));
+    std::fill(b_gradient_, b_gradient_ + m, S(0));
+    if (last > 0) {
+      take_offsets(2);
+      // Offsets that were taken anew before the iterations stopped early hold the last scalings already.
+      if (last < call_.of.iterations && absorbed_after(last)) release(last);
+      enter(last);
+      begin(last);
+      for (int64_t t = last; t >= 1; --t) reverse(t);
+      flush();
+    }
+    write();
+  }
+
+ private:
+  const S* rho(int64_t t) const {
+    return static_cast<const S*>(call_.history) +
+           (problem_ * call_.of.iterations + t - 1) * (call_.of.rows + call_.of.columns);
+  }
+  const S* sigma(int64_t t) const { return rho(t) + call_.of.rows; }
+  const double* offsets(int64_t slot) const {
+    return call_.offsets + (problem_ * 3 + slot) * (call_.of.rows + call_.of.columns);
+  }
+
+  void take_offsets(int64_t slot) {
+    std::copy(offsets(slot), offsets(slot) + frame_.n, frame_.row_offset);
+    std::copy(offsets(slot) + call_.of.rows, offsets(slot) + call_.of.rows + frame_.m, frame_.column_offset);
+  }
+
+  bool jumped() const {  // from frame A to frame B
+    return !std::equal(offsets(0), offsets(0) + frame_.n, offsets(1)) ||
+           !std::equal(offsets(0) + call_.of.rows, offsets(0) + call_.of.rows + frame_.m, offsets(1) + call_.of.rows);
+  }
+
+  bool absorbed_after(int64_t t) const { return (t == 1 && jumped()) || frame_.has_drifted(rho(t), sigma(t)); }
+
+  // From the frame after iteration t to its own, where the scalings were absorbed in between.
+  void release(int64_t t) {
+    if (t == 1) {
+      take_offsets(1);  // exactly, whatever was rounded on the way
+    } else {
+      frame_.absorb_rows(rho(t), -1);
+      frame_.absorb_columns(sigma(t), -1);
+    }
+  }
+
+  // K, x and y of iteration t; in frame B rho is part of the offsets.
+  void enter(int64_t t) {
+    frame_.build();
+    frame_.scale(frame_.a, rho(t), t == 1 && jumped(), frame_.n, x_);
+    frame_.scale(frame_.b, sigma(t), false, frame_.m, y_);
+    std::fill(y_ + frame_.m, y_ + frame_.pitch, S(0));
+  }
+
+  // total = dV P - M / eps, alpha = rho (G K y), beta = sigma (G^T K x).
+  void begin(int64_t last) {
+    const int64_t n = frame_.n, m = frame_.m, pitch = frame_.pitch;
+    const bool absorbed = last == 1 && jumped();
+    if (call_.of.entropic) {
+      take_potentials(frame_.row_offset, x_, n, f_);
+      take_potentials(frame_.column_offset, y_, m, g_);
+      std::fill(g_ + m, g_ + pitch, S(0));
+    }
+    std::fill(beta_, beta_ + pitch, S(0));
+    for (int64_t i = 0; i < n; ++i) {
+      const S scaling = absorbed ? (rho(last)[i] == S(0) ? S(0) : S(1)) : rho(last)[i];
+      alpha_[i] = scaling * begin_row(i);
+    }
+    const S* scaling = sigma(last);
+    for (int64_t j = 0; j < m; ++j) beta_[j] *= scaling[j];
+  }
+
+  S begin_row(int64_t i) {
+    const T* c = frame_.cost_row(i);
+    const S* k = frame_.k + i * frame_.pitch;
+    const int64_t columns = call_.of.columns;
+    const S* plan_upstream = call_.plan_upstream
+                                 ? static_cast<const S*>(call_.plan_upstream) + (problem_ * call_.of.rows + i) * columns
+                                 : nullptr;
+    const F x(x_[i]), zero(S(0)), v(upstream_), inverse_eps(S(1.0 / frame_.eps));
+    F sum = zero;
+    for (int64_t j = 0; j < frame_.m; j += kLanes) {
+      const int count = int(std::min<int64_t>(kLanes, frame_.m - j));
+      const F kernel = Lanes<F>::load(k + j);
+      F g = zero;
+      if (call_.of.entropic) {
+        g = v * (F(f_[i]) + Lanes<F>::load(g_ + j));
+      } else {
+        g = v * (count == kLanes ? Lanes<F>::load(c + j) : Lanes<F>::load(c + j, count, S(0)));
+      }
+      if (plan_upstream) {
+        g = g + (count == kLanes ? Lanes<F>::load(plan_upstream + j) : Lanes<F>::load(plan_upstream + j, count, S(0)));
+      }
+      const F weighted = select(kernel == zero, zero, g * kernel);  // an infinite cost has no part
+      const F y = Lanes<F>::load(y_ + j);
+      sum = fma(weighted, y, sum);
+      Lanes<F>::store(beta_ + j, fma(weighted, x, Lanes<F>::load(beta_ + j)));
+      Lanes<F>::store(total_ + i * frame_.pitch + j, x * y * (v * kernel - weighted * inverse_eps));
+    }
+    return S(reduce_add(sum));
+  }
+
+  void reverse(int64_t t) {
+    if (terms_ + 2 > kSinkhornTerms) flush();
+    for (int64_t j = 0; j < frame_.m; ++j) b_gradient_[j] += beta_[j];
+    S* rows = row_term();
+    S* columns = column_term();
+    ++terms_;
+    std::copy(x_, x_ + frame_.n, rows);
+    for (int64_t j = 0; j < frame_.pitch; ++j) columns[j] = y_[j] * beta_[j];
+    S* next_rows = nullptr;
+    if (t == 1 && jumped()) {
+      // The columns were scaled in frame B, the rows in frame A.
+      frame_.sweep(columns, sums_, [&](int64_t i, S sum) KD_LAMBDA {
+        alpha_[i] -= x_[i] > S(0) ? sum : S(0);
+        return S(0);
+      });
+      flush();
+      take_offsets(0);
+      frame_.build();
+      frame_.scale(frame_.a, rho(1), false, frame_.n, x_);
+      next_rows = row_term();
+      for (int64_t i = 0; i < frame_.n; ++i) next_rows[i] = take_alpha(i);
+    } else {
+      const S* scaling = rho(t);
+      next_rows = row_term();
+      frame_.sweep(columns, sums_, [&](int64_t i, S sum) KD_LAMBDA {
+        alpha_[i] -= scaling[i] * sum;
+        return next_rows[i] = take_alpha(i);
+      });
+    }
+    // The rows of iteration t were scaled against the columns of t - 1.
+    const bool absorbed = t > 1 && absorbed_after(t - 1);
+    if (t == 1) {
+      for (int64_t j = 0; j < frame_.pitch; ++j) y_[j] = frame_.b[j] > S(0) ? S(1) : S(0);
+    } else {
+      const S* scaling = sigma(t - 1);
+      frame_.scale(frame_.b, scaling, absorbed, frame_.m, y_);
+      for (int64_t j = 0; j < frame_.m; ++j) {
+        const S factor = absorbed && scaling[j] > S(0) ? S(1) : scaling[j];
+        beta_[j] = -factor * sums_[j];
+      }
+    }
+    std::copy(y_, y_ + frame_.pitch, column_term());
+    ++terms_;
+    if (absorbed) {
+      flush();
+      release(t - 1);
+      enter(t - 1);
+    } else if (t > 1) {
+      frame_.scale(frame_.a, rho(t - 1), false, frame_.n, x_);
+    }
+  }
+
+  S* row_term() { return row_terms_ + terms_ * sinkhorn_pitch(frame_.n); }
+  S* column_term() { return column_terms_ + terms_ * frame_.pitch; }
+
+  // The gradient that row i has gathered, which becomes x' = x alpha.
+  S take_alpha(int64_t i) {
+    const S gathered = alpha_[i];
+    alpha_[i] = S(0);
+    a_gradient_[i] += gathered;
+    return x_[i] * gathered;
+  }
+
+  // total += K * (sum of the terms) / eps.
+  void flush() {
+    int64_t i = 0;
+    for (; i + 4 <= frame_.n; i += 4) flush_rows<4>(i);
+    for (; i < frame_.n; ++i) flush_rows<1>(i);
+    terms_ = 0;
+  }
+
+  template <int Rows> void flush_rows(int64_t i) {
+    constexpr int kRegisters = 4;
+    const F inverse_eps(S(1.0 / frame_.eps));
+    const int64_t row_pitch = sinkhorn_pitch(frame_.n);
+    int64_t j = 0;
+    const auto columns = [&](auto registers) {
+      constexpr int kCount = decltype(registers)::value;
+      F sum[Rows][kCount];
+      for (auto& row : sum)
+        for (F& s : row) s = F(S(0));
+      for (int64_t t = 0; t < terms_; ++t) {
+        const S* right = column_terms_ + t * frame_.pitch + j;
+        const S* left = row_terms_ + t * row_pitch + i;
+        F factor[kCount];
+        for (int c = 0; c < kCount; ++c) factor[c] = Lanes<F>::load(right + c * kLanes);
+        for (int r = 0; r < Rows; ++r)
+          for (int c = 0; c < kCount; ++c) sum[r][c] = fma(F(left[r]), factor[c], sum[r][c]);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        for (int c = 0; c < kCount; ++c) {
+          const int64_t at = (i + r) * frame_.pitch + j + c * kLanes;
+          const F kernel = Lanes<F>::load(frame_.k + at) * inverse_eps;
+          Lanes<F>::store(total_ + at, fma(kernel, sum[r][c], Lanes<F>::load(total_ + at)));
+        }
+      }
+      j += kCount * kLanes;
+    };
+    while (j + kRegisters * kLanes <= frame_.pitch) columns(std::integral_constant<int, kRegisters>());
+    while (j < frame_.pitch) columns(std::integral_constant<int, 1>());
+  }
+
+  // 0 where nothing is sent: no entry of K is left there.
+  void take_potentials(const double* offset, const S* scaling, int64_t count, S* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = scaling[i] > S(0) ? S(offset[i] + frame_.eps * std::log(double(scaling[i]))) : S(0);
+    }
+  }
+
+  void write() const {
+    const int64_t rows = call_.of.rows, columns = call_.of.columns;
+    const bool any = call_.run[problem_] > 0;
+    if (call_.cost_gradient) {
+      T* out = static_cast<T*>(call_.cost_gradient) + problem_ * rows * columns;
+      for (int64_t i = 0; i < rows; ++i, out += columns) {
+        const int64_t count = any && i < frame_.n ? frame_.m : 0;
+        const S* row = total_ + i * frame_.pitch;
+        for (int64_t j = 0; j < count; ++j) narrow(row[j], out + j);
+        for (int64_t j = count; j < columns; ++j) narrow(S(0), out + j);
+      }
+    }
+    write_vector(a_gradient_, frame_.n, rows, call_.a_gradient);
+    write_vector(b_gradient_, frame_.m, columns, call_.b_gradient);
+  }
+
+  void write_vector(const S* x, int64_t count, int64_t width, void* out) const {
+    if (!out) return;
+    S* at = static_cast<S*>(out) + problem_ * width;
+    std::copy(x, x + count, at);
+    std::fill(at + count, at + width, S(0));
+  }
+
+  const SinkhornBackwardCall& call_;
+  const int64_t problem_;
+  Carver<S> carver_;
+  Frame<F, T> frame_;
+  S upstream_;
+  S* total_;  // gradient of the cost, [n][pitch]
+  S *x_, *alpha_, *f_, *a_gradient_, *y_, *beta_, *g_, *b_gradient_, *sums_;
+  S *row_terms_, *column_terms_;
+  int64_t terms_ = 0;  // gathered since the last flush
+};
+
+template <class F, class T> void reverse_sinkhorn(const SinkhornBackwardCall& call, int64_t problem, void* scratch) {
+  SinkhornReverse<F, T>(call, problem, scratch).run();
+}
+
+KD_END
