@@ -199,8 +199,11 @@ template <class F, class Ts, class Tt> struct L1Kernel {
         for (int j = 0; j < kWide; ++j) sum[i][j] = sum[i][j] + abs(x - y[j]);
       }
     }
+    S total[4][kWide];
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < kWide; ++j) total[i][j] = reduce_add(sum[i][j]);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < others; ++j) out[i * out_pitch + j] += S(reduce_add(sum[i][j]));
+      for (int64_t j = 0; j < others; ++j) out[i * out_pitch + j] += total[i][j];
   }
 
   // g_i += sum_j w_ij d|q_i - p_j| for eight rows and a register of columns. In front of a softmax a constant of the

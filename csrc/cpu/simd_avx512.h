@@ -67,6 +67,26 @@ KD_HD F32x16 exp2_of_finite(F32x16 a) {
 KD_HD F32x16 exp2(F32x16 a) { return exp2_of_finite(max(F32x16(-1000.0f), a)); }
 
 KD_HD float reduce_add(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
+
+// Eight sums at once: of pairs of registers, of pairs of those, and of the four quarters that are left.
+KD_HD void reduce_add8(const F32x16 (&a)[8], float* out) {
+  __m512 quads[2];
+  for (int i = 0; i < 2; ++i) {
+    const F32x16* x = a + 4 * i;
+    const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(x[0].v, x[1].v), _mm512_unpackhi_ps(x[0].v, x[1].v));
+    const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(x[2].v, x[3].v), _mm512_unpackhi_ps(x[2].v, x[3].v));
+    const __m512d l = _mm512_castps_pd(low), h = _mm512_castps_pd(high);
+    quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
+  }
+  const __m512 even = _mm512_shuffle_f32x4(quads[0], quads[1], 0x88);  // quarters 0 and 2 of both
+  const __m512 odd = _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd);
+  const __m512 halves = _mm512_add_ps(even, odd);
+  const __m512 swapped = _mm512_shuffle_f32x4(halves, halves, 0xb1);
+  const __m512 sums = _mm512_add_ps(halves, swapped);  // quarter 0: the first four, quarter 2: the others
+  _mm_storeu_ps(out, _mm512_castps512_ps128(sums));
+  _mm_storeu_ps(out + 4, _mm512_extractf32x4_ps(sums, 2));
+}
+
 KD_HD float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 KD_HD __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1u); }

@@ -155,9 +155,11 @@ template <class F, class T> class SinkhornReverse {
     S* next_rows = nullptr;
     if (t == 1 && jumped()) {
       // The columns were scaled in frame B, the rows in frame A.
-      frame_.sweep(columns, sums_, [&](int64_t i, S sum) KD_LAMBDA {
-        alpha_[i] -= x_[i] > S(0) ? sum : S(0);
-        return S(0);
+      frame_.sweep(columns, sums_, [&](int64_t i, int count, const S* sums, S* w) KD_LAMBDA {
+        for (int r = 0; r < count; ++r) {
+          alpha_[i + r] -= x_[i + r] > S(0) ? sums[r] : S(0);
+          w[r] = S(0);
+        }
       });
       flush();
       take_offsets(0);
@@ -168,9 +170,9 @@ template <class F, class T> class SinkhornReverse {
     } else {
       const S* scaling = rho(t);
       next_rows = row_term();
-      frame_.sweep(columns, sums_, [&](int64_t i, S sum) KD_LAMBDA {
-        alpha_[i] -= scaling[i] * sum;
-        return next_rows[i] = take_alpha(i);
+      frame_.sweep(columns, sums_, [&](int64_t i, int count, const S* sums, S* w) KD_LAMBDA {
+        for (int r = 0; r < count; ++r) alpha_[i + r] -= scaling[i + r] * sums[r];
+        for (int r = 0; r < count; ++r) next_rows[i + r] = w[r] = take_alpha(i + r);
       });
     }
     // The rows of iteration t were scaled against the columns of t - 1.

@@ -38,10 +38,6 @@ template <> struct ScalingLimits<double> {
 // 0 for rows and columns that reach nothing; NaN stays NaN.
 template <class S> KD_HD S reciprocal_of_sum(S sum) { return sum < ScalingLimits<S>::kNothing ? S(0) : S(1) / sum; }
 
-template <class S> KD_HD bool drifted(S scaling) {
-  return scaling > ScalingLimits<S>::kDrift || (scaling > S(0) && scaling < S(1) / ScalingLimits<S>::kDrift);
-}
-
 template <class S> class Carver {  // of scratch into arrays on cache lines
  public:
   explicit Carver(void* scratch) : at_(static_cast<char*>(scratch)) {}
@@ -93,39 +89,34 @@ template <class F, class T> struct Frame {
 
   // K from the offsets. Rows and columns without mass are not read and stay 0.
   void build() {
-    const double rate = 1.0 / (eps * kLnBase<S>);
+    const bool plain = columns_are_plain();
     for (int64_t i = 0; i < n; ++i) {
       S* row = k + i * pitch;
       if (!(a[i] > S(0))) {
         std::fill(row, row + pitch, S(0));
-        continue;
-      }
-      const T* c = cost_row(i);
-      const double offset = row_offset[i];
-      for (int64_t j = 0; j < m; ++j) row[j] = S((offset + column_offset[j] - double(widen(c[j]))) * rate);
-      std::fill(row + m, row + pitch, S(0));
-      for (int64_t j = 0; j < pitch; j += kLanes) {
-        const auto counts = Lanes<F>::load(b + j) > F(S(0));
-        Lanes<F>::store(row + j, select(counts, power(Lanes<F>::load(row + j)), F(S(0))));
+      } else if (plain && double(S(row_offset[i])) == row_offset[i]) {
+        build_row_from_minimum(cost_row(i), S(row_offset[i]), row);
+      } else {
+        build_row(cost_row(i), row_offset[i], row);
       }
     }
   }
 
-  // sums = K^T w with w_i = weight(i, (K y)_i), in one read of K.
-  template <class Weight> void sweep(const S* y, S* sums, Weight weight) const {
+  // sums = K^T w in one read of K: weights(i, count, (K y)_i..., w_i...) gives those of a few rows.
+  template <class Weights> void sweep(const S* y, S* sums, Weights weights) const {
     std::fill(sums, sums + pitch, S(0));
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) sweep_rows<4>(i, y, sums, weight);
-    for (; i < n; ++i) sweep_rows<1>(i, y, sums, weight);
+    for (; i + 8 <= n; i += 8) sweep_rows<8>(i, y, sums, weights);
+    for (; i < n; ++i) sweep_rows<1>(i, y, sums, weights);
   }
 
   // F_i = min_j (C_ij - H_j) over the columns with mass; 0 where a row reaches none.
   void take_row_minima() {
-    const bool from_zero = std::all_of(column_offset, column_offset + m, [](double h) { return h == 0; });
+    const bool plain = columns_are_plain();
     for (int64_t i = 0; i < n; ++i) {
       row_offset[i] = 0;
       if (!(a[i] > S(0))) continue;
-      const double least = from_zero ? row_minimum(cost_row(i)) : offset_row_minimum(cost_row(i));
+      const double least = plain ? row_minimum(cost_row(i)) : offset_row_minimum(cost_row(i));
       if (least < std::numeric_limits<double>::infinity()) row_offset[i] = least;
     }
   }
@@ -157,13 +148,7 @@ template <class F, class T> struct Frame {
   }
 
   // Whether a scaling of a row or column with mass asks for new offsets.
-  bool has_drifted(const S* rho, const S* sigma) const {
-    for (int64_t i = 0; i < n; ++i)
-      if (a[i] > S(0) && drifted(rho[i])) return true;
-    for (int64_t j = 0; j < m; ++j)
-      if (b[j] > S(0) && drifted(sigma[j])) return true;
-    return false;
-  }
+  bool has_drifted(const S* rho, const S* sigma) const { return drifted(a, rho, n) || drifted(b, sigma, m); }
 
  private:
   static void load_masses(const void* masses, int64_t begin, int64_t count, int64_t padded, S* out) {
@@ -171,7 +156,33 @@ template <class F, class T> struct Frame {
     std::fill(out + count, out + padded, S(0));
   }
 
-  template <int Rows, class Weight> KD_HD void sweep_rows(int64_t i, const S* y, S* sums, Weight& weight) const {
+  bool columns_are_plain() const {
+    return std::all_of(column_offset, column_offset + m, [](double h) { return h == 0; });
+  }
+
+  void build_row(const T* c, double offset, S* row) const {
+    const double rate = 1.0 / (eps * kLnBase<S>);
+    for (int64_t j = 0; j < m; ++j) row[j] = S((offset + column_offset[j] - double(widen(c[j]))) * rate);
+    std::fill(row + m, row + pitch, S(0));
+    for (int64_t j = 0; j < pitch; j += kLanes) {
+      const auto counts = Lanes<F>::load(b + j) > F(S(0));
+      Lanes<F>::store(row + j, select(counts, power(Lanes<F>::load(row + j)), F(S(0))));
+    }
+  }
+
+  // Without column offsets and with a row offset that S holds: the difference from the row's minimum, whose rounding is
+  // relative to itself, needs no double.
+  void build_row_from_minimum(const T* c, S offset, S* row) const {
+    const F rate(S(1.0 / (eps * kLnBase<S>))), minimum(offset), zero(S(0));
+    for (int64_t j = 0; j < m; j += kLanes) {
+      const int count = int(std::min<int64_t>(kLanes, m - j));
+      const F z = count == kLanes ? Lanes<F>::load(c + j) : Lanes<F>::load(c + j, count, S(0));
+      Lanes<F>::store(row + j, select(Lanes<F>::load(b + j) > zero, power((minimum - z) * rate), zero));
+    }
+    for (int64_t j = (m + kLanes - 1) / kLanes * kLanes; j < pitch; ++j) row[j] = S(0);
+  }
+
+  template <int Rows, class Weights> KD_HD void sweep_rows(int64_t i, const S* y, S* sums, Weights& weights) const {
     const S* row = k + i * pitch;
     F dot[Rows];
     for (int r = 0; r < Rows; ++r) dot[r] = F(S(0));
@@ -179,13 +190,30 @@ template <class F, class T> struct Frame {
       const F factor = Lanes<F>::load(y + j);
       for (int r = 0; r < Rows; ++r) dot[r] = fma(Lanes<F>::load(row + r * pitch + j), factor, dot[r]);
     }
-    F w[Rows];
-    for (int r = 0; r < Rows; ++r) w[r] = F(weight(i + r, S(reduce_add(dot[r]))));
+    S dots[Rows], w[Rows] = {};
+    if constexpr (Rows == 8) {
+      reduce_add8(dot, dots);
+    } else {
+      for (int r = 0; r < Rows; ++r) dots[r] = reduce_add(dot[r]);
+    }
+    weights(i, Rows, dots, w);
     for (int64_t j = 0; j < pitch; j += kLanes) {
       F sum = Lanes<F>::load(sums + j);
-      for (int r = 0; r < Rows; ++r) sum = fma(w[r], Lanes<F>::load(row + r * pitch + j), sum);
+      for (int r = 0; r < Rows; ++r) sum = fma(F(w[r]), Lanes<F>::load(row + r * pitch + j), sum);
       Lanes<F>::store(sums + j, sum);
     }
+  }
+
+  static bool drifted(const S* mass, const S* scaling, int64_t count) {
+    const F zero(S(0)), high(ScalingLimits<S>::kDrift), low(S(1) / ScalingLimits<S>::kDrift);
+    uint32_t any = 0;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int left = int(std::min<int64_t>(kLanes, count - i));
+      const F x = left == kLanes ? Lanes<F>::load(scaling + i) : Lanes<F>::load(scaling + i, left, S(0));
+      const uint32_t away = mask_bits(high < x) | (mask_bits(zero < x) & mask_bits(x < low));
+      any |= away & mask_bits(zero < Lanes<F>::load(mass + i));
+    }
+    return any != 0;
   }
 
   double row_minimum(const T* c) const {

@@ -31,10 +31,11 @@ template <class F, class T> class SinkhornSolver {
     for (; t < call_.of.iterations; ++t) {
       double misplaced = 0;
       const bool watched = t > 0 && call_.tolerance >= 0;
-      frame_.sweep(y_, sums_, [&](int64_t i, S sum) KD_LAMBDA {
-        if (watched) misplaced += std::abs(double(x_[i]) * double(sum) - double(frame_.a[i]));
-        rho_[i] = reciprocal_of_sum(sum);
-        return next_x_[i] = frame_.a[i] * rho_[i];
+      frame_.sweep(y_, sums_, [&](int64_t i, int count, const S* sums, S* w) KD_LAMBDA {
+        for (int r = 0; r < count; ++r) rho_[i + r] = reciprocal_of_sum(sums[r]);
+        for (int r = 0; r < count; ++r) next_x_[i + r] = w[r] = frame_.a[i + r] * rho_[i + r];
+        for (int r = 0; watched && r < count; ++r)
+          misplaced += std::abs(double(x_[i + r]) * double(sums[r]) - double(frame_.a[i + r]));
       });
       if (watched && misplaced <= call_.tolerance * mass) break;  // with the plan of the iteration before
       std::swap(x_, next_x_);
@@ -75,7 +76,8 @@ template <class F, class T> class SinkhornSolver {
     frame_.scale(frame_.a, rho_, true, frame_.n, x_);
     frame_.take_column_minima(x_);
     frame_.build();
-    frame_.sweep(y_, sums_, [&](int64_t i, S) KD_LAMBDA { return x_[i]; });
+    frame_.sweep(y_, sums_,
+                 [&](int64_t i, int count, const S*, S* w) KD_LAMBDA { std::copy(x_ + i, x_ + i + count, w); });
   }
 
   void scale_columns() {
@@ -130,8 +132,8 @@ template <class F, class T> class SinkhornSolver {
         std::fill(plan + i * columns + begin, plan + (i + 1) * columns, S(0));
       }
     }
-    potentials(frame_.row_offset, x_, frame_.n, rows, f);
-    potentials(frame_.column_offset, y_, frame_.m, columns, g);
+    potentials(frame_.row_offset, x_, frame_.n, rows, rho_, f);
+    potentials(frame_.column_offset, y_, frame_.m, columns, sigma_, g);
     // <P, C> + eps <P, log P - 1> with C + eps log P = f + g, whose sums are over rows and columns alone.
     if (call_.of.entropic)
       carried = linear_form(f, row_sums_, frame_.n) + linear_form(g, sums_, frame_.m) - frame_.eps * sent;
@@ -160,11 +162,14 @@ template <class F, class T> class SinkhornSolver {
     return double(reduce_add(transport));
   }
 
-  // offset + eps log scaling; -inf for 0, and beyond the problem.
-  void potentials(const double* offset, const S* scaling, int64_t count, int64_t width, S* out) {
+  // offset + eps log scaling; -inf for 0, and beyond the problem. `logarithms` is room for as many as `scaling` has, in
+  // whole registers.
+  void potentials(const double* offset, const S* scaling, int64_t count, int64_t width, S* logarithms, S* out) {
+    constexpr S kLeast = std::numeric_limits<S>::min();  // of numbers that `log` takes
+    for (int64_t i = 0; i < count; i += kLanes)
+      Lanes<F>::store(logarithms + i, log(max(Lanes<F>::load(scaling + i), F(kLeast))));
     for (int64_t i = 0; i < count; ++i) {
-      const double logarithm =
-          scaling[i] >= std::numeric_limits<S>::min() ? double(log(scaling[i])) : std::log(double(scaling[i]));
+      const double logarithm = scaling[i] >= kLeast ? double(logarithms[i]) : std::log(double(scaling[i]));
       out[i] = S(offset[i] + frame_.eps * logarithm);
     }
     std::fill(out + count, out + width, -std::numeric_limits<S>::infinity());
