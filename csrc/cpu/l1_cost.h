@@ -42,13 +42,13 @@ struct L1Functions {
   void (*statistics)(const L1Call& call, int64_t row);
   // costs[count][other_count] of the blocks [begin, end). Scratch as below.
   void (*cost)(const L1Call& call, const L1Tile& tile, int64_t begin, int64_t end, void* costs, void* scratch);
-  // With softmax: products[count][columns] = q G of block `block`, where the gradient will be if `products` is null,
-  // and sums[i] = sum q G. Without: the gradient G itself. upstream[other_count][kL1Rows] is that of the tile,
-  // transposed.
-  void (*products)(const L1Call& call, const L1Tile& tile, int64_t block, const void* upstream, void* products,
-                   void* sums, void* scratch);
-  // The gradient of row i of the tile: (q G - q sum) / T from its products, and zeros from `columns` on.
-  void (*finish)(const L1Call& call, const L1Tile& tile, int64_t i, const void* products, double sum);
+  // derivative[count][columns] = G of block `block`, where the gradient will be if `derivative` is null, and
+  // sums[i] = sum q G. Without softmax G goes into the gradient and nothing else is written. upstream holds that of the
+  // tile, transposed to [other_count][kL1Rows], and then minus the sum of each row.
+  void (*derivative)(const L1Call& call, const L1Tile& tile, int64_t block, const void* upstream, void* derivative,
+                     void* sums, void* scratch);
+  // The gradient of row i of the tile: q (G - sum) / T, and zeros from `columns` on.
+  void (*finish)(const L1Call& call, const L1Tile& tile, int64_t i, const void* derivative, double sum);
 };
 
 inline size_t l1_scratch(bool is_double) {

@@ -48,14 +48,16 @@ template <class F, class Ts, class Tt> struct L1Kernel {
     }
   }
 
-  static void products(const L1Call& call, const L1Tile& tile, int64_t block, const void* upstream, void* products,
-                       void* sums, void* scratch) {
+  static void derivative(const L1Call& call, const L1Tile& tile, int64_t block, const void* upstream, void* derivative,
+                         void* sums, void* scratch) {
     S* q = static_cast<S*>(scratch);
     S* p = q + kL1Rows * kL1Pitch;
     S* g = p + kL1Rows * kL1Pitch;
     const S* w = static_cast<const S*>(upstream);
+    const S* minus_total = w + tile.other_count * kL1Rows;
     const int64_t width = student_block(call, tile, block, q);
-    for (int64_t i = 0; i < tile.count; ++i) std::fill(g + i * kL1Pitch, g + i * kL1Pitch + width, S(0));
+    for (int64_t i = 0; i < tile.count; ++i)
+      std::fill(g + i * kL1Pitch, g + i * kL1Pitch + width, call.softmax ? minus_total[i] : S(0));
     for (int64_t first = 0; first < tile.other_count; first += kL1Rows) {
       const int64_t others = teacher_block(call, tile, block, first, p);
       for (int64_t v = 0; v < width; v += kLanes) {
@@ -77,29 +79,33 @@ template <class F, class Ts, class Tt> struct L1Kernel {
         for (int64_t v = 0; v < count; ++v) narrow(gi[v], out + v);
         continue;
       }
-      S* out = (products ? static_cast<S*>(products) + i * call.columns : products_in_place(call, tile, i)) + begin;
-      F sum(S(0));
-      for (int64_t v = 0; v < count; v += kLanes) {
-        const F x = Lanes<F>::load(qi + v) * Lanes<F>::load(gi + v);
-        sum = sum + x;
-        store_row(out + v, x, int(std::min<int64_t>(kLanes, count - v)));
-      }
-      static_cast<S*>(sums)[i] = S(reduce_add(sum));
+      S* out = derivative_row(call, tile, i, derivative) + begin;
+      BlockSum<F> sum;
+      for_each_block<F>(
+          count,
+          [&](int64_t v, int left, int slot) KD_LAMBDA {
+            const F x = Lanes<F>::load(gi + v);
+            sum.add_product(slot, Lanes<F>::load(qi + v), x);  // q is 0 beyond the row
+            store_row(out + v, x, left);
+          },
+          [&]() KD_LAMBDA { sum.flush(); });
+      static_cast<S*>(sums)[i] = S(sum.total);
     }
   }
 
-  static void finish(const L1Call& call, const L1Tile& tile, int64_t i, const void* products, double sum) {
+  static void finish(const L1Call& call, const L1Tile& tile, int64_t i, const void* derivative, double sum) {
     Ts* out = gradient_row(call, tile, i);
     if (call.softmax) {
       const Ts* z = row_of<Ts>(call.student, tile.problem, tile.rows[i]);
       const S* at = statistics_row(call, tile.problem, tile.rows[i]);
-      const S* from = products ? static_cast<const S*>(products) + i * call.columns : products_in_place(call, tile, i);
-      const F mean{S(sum)}, rate{S(call.inverse_temperature_student)};
-      const F top(at[0]), inverse(at[1]), power_rate(S(call.inverse_temperature_student / kLnBase<S>));
+      const S* from = derivative_row(call, tile, i, derivative);
+      const F mean{S(sum)};
+      const F top(at[0]), inverse(S(double(at[1]) * call.inverse_temperature_student));
+      const F rate(S(call.inverse_temperature_student / kLnBase<S>));
       for (int64_t v = 0; v < call.columns; v += kLanes) {
         const int count = int(std::min<int64_t>(kLanes, call.columns - v));
-        const F q = power((load_row<F>(z + v, count, S(0)) - top) * power_rate) * inverse;
-        store_row(out + v, (load_row<F>(from + v, count, S(0)) - q * mean) * rate, count);
+        const F q = power((load_row<F>(z + v, count, S(0)) - top) * rate) * inverse;
+        store_row(out + v, q * (load_row<F>(from + v, count, S(0)) - mean), count);
       }
     }
     for (int64_t v = call.columns; v < call.width; ++v) narrow(S(0), out + v);
@@ -114,9 +120,10 @@ template <class F, class Ts, class Tt> struct L1Kernel {
     return static_cast<Ts*>(call.gradient) + (tile.problem * call.rows + tile.rows[i]) * call.width;
   }
 
-  // Only where the gradient is as wide as its products.
-  static S* products_in_place(const L1Call& call, const L1Tile& tile, int64_t i) {
-    return static_cast<S*>(static_cast<void*>(gradient_row(call, tile, i)));
+  // In place of the gradient only where that is as wide.
+  static S* derivative_row(const L1Call& call, const L1Tile& tile, int64_t i, const void* derivative) {
+    void* row = gradient_row(call, tile, i);
+    return derivative ? static_cast<S*>(const_cast<void*>(derivative)) + i * call.columns : static_cast<S*>(row);
   }
 
   static const S* statistics_row(const L1Call& call, int64_t problem, int64_t row) {
@@ -231,7 +238,7 @@ template <class F, class Ts, class Tt> struct L1Kernel {
 
 template <class F, class Ts, class Tt> L1Functions l1_functions_of() {
   using Kernel = L1Kernel<F, Ts, Tt>;
-  return {Kernel::statistics, Kernel::cost, Kernel::products, Kernel::finish};
+  return {Kernel::statistics, Kernel::cost, Kernel::derivative, Kernel::finish};
 }
 
 KD_END

@@ -105,12 +105,17 @@ template <class Real> void l1_cost(const L1Call& call, const L1Functions& functi
   }
 }
 
-// upstream of a tile as [others][kL1Rows], 0 for rows it lacks.
+// upstream of a tile as [others][kL1Rows], 0 for rows it lacks, and minus the sums of its rows.
 template <class Real> void transpose_upstream(const L1Call& call, const L1Tile& tile, Real* out) {
-  std::fill(out, out + tile.other_count * kL1Rows, Real(0));
+  std::fill(out, out + (tile.other_count + 1) * kL1Rows, Real(0));
   for (int64_t i = 0; i < tile.count; ++i) {
     const Real* row = static_cast<const Real*>(call.upstream) + (tile.problem * call.rows + tile.rows[i]) * call.others;
-    for (int64_t j = 0; j < tile.other_count; ++j) out[j * kL1Rows + i] = row[tile.others[j]];
+    double total = 0;
+    for (int64_t j = 0; j < tile.other_count; ++j) {
+      out[j * kL1Rows + i] = row[tile.others[j]];
+      total += double(row[tile.others[j]]);
+    }
+    out[tile.other_count * kL1Rows + i] = Real(-total);
   }
 }
 
@@ -134,20 +139,20 @@ class KeptPages {
 
 template <class Real> void l1_cost_backward(const L1Call& call, const L1Functions& functions, int threads) {
   const Tiles all = tiles_of(call);
-  const int64_t blocks = blocks_of(call), size = kL1Rows * call.others;
+  const int64_t blocks = blocks_of(call), size = kL1Rows * (call.others + 1);
   const size_t item = call.student.first.dtype == DType::kFloat64   ? 8
                       : call.student.first.dtype == DType::kFloat32 ? 4
                                                                     : 2;
   clear_masked_rows(call, item);
-  // Products go where the gradient will be if that is as wide.
-  const size_t product_bytes =
+  // The derivative by the probabilities goes where the gradient will be if that is as wide.
+  const size_t derivative_bytes =
       call.softmax && item < sizeof(Real) ? size_t(kL1Rows * call.columns) * sizeof(Real) : size_t{0};
-  const int64_t wave = std::min(wave_of(product_bytes + size_t(size + blocks * kL1Rows) * sizeof(Real)),
+  const int64_t wave = std::min(wave_of(derivative_bytes + size_t(size + blocks * kL1Rows) * sizeof(Real)),
                                 std::max<int64_t>(1, int64_t(all.tiles.size())));
   std::vector<Real> upstream(size_t(wave * size)), sums(size_t(wave * blocks * kL1Rows));
-  const KeptPages pages(std::max<size_t>(1, size_t(wave) * product_bytes));
-  const auto products_of = [&](int64_t t) {
-    return product_bytes ? static_cast<char*>(pages.data()) + size_t(t) * product_bytes : nullptr;
+  const KeptPages pages(std::max<size_t>(1, size_t(wave) * derivative_bytes));
+  const auto derivative_of = [&](int64_t t) {
+    return derivative_bytes ? static_cast<char*>(pages.data()) + size_t(t) * derivative_bytes : nullptr;
   };
   for (int64_t first = 0; first < int64_t(all.tiles.size()); first += wave) {
     const int64_t count = std::min(wave, int64_t(all.tiles.size()) - first);
@@ -157,8 +162,8 @@ template <class Real> void l1_cost_backward(const L1Call& call, const L1Function
     for_each_item(count * blocks, team_for(count * blocks, work, threads), 1, l1_scratch(sizeof(Real) == 8),
                   [&](int64_t i, void* scratch) {
                     const int64_t t = i / blocks;
-                    functions.products(call, all.tiles[size_t(first + t)], i % blocks, upstream.data() + t * size,
-                                       products_of(t), sums.data() + i * kL1Rows, scratch);
+                    functions.derivative(call, all.tiles[size_t(first + t)], i % blocks, upstream.data() + t * size,
+                                         derivative_of(t), sums.data() + i * kL1Rows, scratch);
                   });
     const auto finish_row = [&](int64_t i, void*) {
       const int64_t t = i / kL1Rows, row = i % kL1Rows;
@@ -166,7 +171,7 @@ template <class Real> void l1_cost_backward(const L1Call& call, const L1Function
       if (row >= tile.count) return;
       double sum = 0;
       for (int64_t b = 0; b < blocks; ++b) sum += double(sums[size_t((t * blocks + b) * kL1Rows + row)]);
-      functions.finish(call, tile, row, products_of(t), sum);
+      functions.finish(call, tile, row, derivative_of(t), sum);
     };
     const int64_t rows = count * kL1Rows;
     for_each_item(rows, team_for(rows, double(rows) * double(call.columns), threads), 1, 0, finish_row);

@@ -133,7 +133,7 @@ def marginal(name: str, x: Tensor | str | None, cost: Tensor, axis: int, lengths
         low, high = x.min().item(), x.max().item()
         if not (low >= 0 and high < float("inf")):
             raise ValueError(f"{name} must be finite and not negative, got {low:g} to {high:g}")
-    return x.to(real).expand(*batch, size).reshape(-1, size)
+    return x.to(real).expand(*batch, size).reshape(batch.numel(), size)
 
 
 def start(init: Tensor | None, name: str, cost: Tensor, axis: int) -> Tensor | None:
@@ -148,7 +148,7 @@ def start(init: Tensor | None, name: str, cost: Tensor, axis: int) -> Tensor | N
         raise ValueError(f"{name} of init must have shape {list(shape)}, got {list(init.shape)}")
     if init.device != cost.device:
         raise ValueError(f"init must be on the device of cost {cost.device}, got {init.device}")
-    return init.detach().to(sum_dtype(cost.dtype)).reshape(-1, shape[-1])
+    return init.detach().to(sum_dtype(cost.dtype)).reshape(cost.shape[:-2].numel(), shape[-1])
 
 
 def distributions(student: Tensor, teacher: Tensor, trailing: int) -> None:

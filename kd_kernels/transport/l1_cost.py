@@ -57,8 +57,7 @@ def l1_cost(
     chosen = select.choose(backend, student.device.type, (student.dtype, teacher.dtype))
     batch, (n, m) = student.shape[:-2], (student.shape[-2], teacher.shape[-2])
     size = batch.numel()
-    masks = [None if x is None else x.reshape(size, -1) if x.numel() else x.reshape(size, k)
-             for x, k in zip(masks, (n, m), strict=True)]  # fmt: skip
+    masks = [None if x is None else x.reshape(size, k) for x, k in zip(masks, (n, m), strict=True)]
     student, teacher = student.reshape(size, n, student.shape[-1]), teacher.reshape(size, m, teacher.shape[-1]).detach()
     spec = (*masks, [1 / t_student, 1 / t_teacher], columns, softmax)
     if chosen == "reference":

@@ -74,7 +74,7 @@ def sinkhorn(
     chosen = select.choose(backend, cost.device.type, (cost.dtype, cost.dtype))
     f, g = (init.f, init.g) if isinstance(init, Transport) else (None, None) if init is None else init
     batch = cost.shape[:-2]
-    problem = cost.reshape(-1, *cost.shape[-2:])
+    problem = cost.reshape(batch.numel(), *cost.shape[-2:])
     rows_first = order == "rows_first"
     if rows_first:
         start = arguments.start(g, "g", cost, 1)
@@ -88,8 +88,8 @@ def sinkhorn(
         f, g, plan = g, f, plan.transpose(1, 2) if return_plan else plan
     return Transport(
         total.reshape(batch),
-        f.reshape(*batch, -1) if f.numel() else f.reshape(*batch, f.shape[-1]),
-        g.reshape(*batch, -1) if g.numel() else g.reshape(*batch, g.shape[-1]),
+        f.reshape(*batch, f.shape[1]),
+        g.reshape(*batch, g.shape[1]),
         plan.reshape(cost.shape) if return_plan else None,
         run.reshape(batch),
         error.reshape(batch),

@@ -57,14 +57,15 @@ def sorted_l1(
         limit = min(limit, arguments.count("top_k", top_k))
     chosen = select.choose(backend, student.device.type, (student.dtype, teacher.dtype))
     shape = student.shape[:-1]
-    student, teacher = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1]).detach()
+    rows = shape.numel()
+    student, teacher = student.reshape(rows, student.shape[-1]), teacher.reshape(rows, teacher.shape[-1]).detach()
     inverse_temperatures = [1 / t_student, 1 / t_teacher]
     if chosen == "reference":
         counted = None if weight is None else weight != 0
-        rows = reference.sorted_l1(student, teacher, counted, inverse_temperatures, limit, real)
+        losses = reference.sorted_l1(student, teacher, counted, inverse_temperatures, limit, real)
     elif student.requires_grad and torch.is_grad_enabled():
         if reduction == "none":
-            rows = _Rows.apply(student, teacher, weight, inverse_temperatures, limit, chosen)
+            losses = _Rows.apply(student, teacher, weight, inverse_temperatures, limit, chosen)
         else:
             # The gradient comes with the value, in the size the reduction gives it.
             share = torch.ones_like(student[:, 0], dtype=real) if weight is None else weight
@@ -72,8 +73,8 @@ def sorted_l1(
                 share = share / (count(weight, share).clamp(min=1) if divisor is None else divisor)
             return _Reduced.apply(student, teacher, share, inverse_temperatures, limit, chosen)
     else:
-        rows, _ = ops.sorted_l1(student, teacher, weight, inverse_temperatures, limit, False, chosen)
-    loss = reduce(rows, weight, reduction, divisor)
+        losses, _ = ops.sorted_l1(student, teacher, weight, inverse_temperatures, limit, False, chosen)
+    loss = reduce(losses, weight, reduction, divisor)
     return loss.reshape(shape) if reduction == "none" else loss
 
 
