@@ -26,8 +26,8 @@ def counted(mask: Tensor | None, logits: Tensor) -> Counted:
     """Of a mask `[B, L]`, None for all, and logits `[B, L, V]`."""
     batch, length = logits.shape[:2]
     if mask is None:
-        every = torch.arange(length, device=logits.device)
-        return Counted(every.expand(batch, length), torch.full_like(every[:1], length).expand(batch))
+        every = torch.arange(length, device=logits.device).expand(batch, length)
+        return Counted(every, torch.full((batch,), length, device=logits.device))
     positions, lengths = mask.byte().argsort(dim=1, descending=True, stable=True), mask.sum(1)
     if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.numel():
         positions = positions[:, : max(1, int(lengths.max()))]
