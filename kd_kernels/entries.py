@@ -116,13 +116,17 @@ def likeliest_backward(
 def _chunks(b: int, tokens: Tokens, vocabulary: int) -> Iterator[Chunk]:
     """The tokens of a sequence a chunk at a time; without those that do not count, where looking costs nothing."""
     device = tokens.lengths.device
-    looking = device.type == "cpu"
+    looking = _looking_is_free(device)
     count = int(tokens.lengths[b]) if looking else tokens.positions.shape[1]
     rows = max(1, _ELEMENTS // vocabulary)
     for start in range(0, count, rows):
         part = slice(start, min(start + rows, count))
         valid = None if looking else (torch.arange(part.start, part.stop, device=device) < tokens.lengths[b])[:, None]
         yield Chunk(b, part, tokens.positions[b, part], valid)
+
+
+def _looking_is_free(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _rows(logits: Tensor, chunk: Chunk, real: torch.dtype) -> Tensor:

@@ -63,7 +63,7 @@ def formula(student, teacher, student_mask, teacher_mask, *, k, form="paper", ta
     for z, mask in ((student, student_mask), (teacher, teacher_mask)):
         answers = [rows[m] for rows, m in zip(z, mask, strict=True)]
         if flags.std_norm:
-            answers = [x / (x.std(-1, keepdim=True) + 1e-4) for x in answers]
+            answers = [x / (x.std(-1, keepdim=True) + 1e-4) if len(x) else x for x in answers]
         at_sl, at_sd = ([by_hand.softmax(x / tau) for x in answers] for tau in (tau_sl, tau_sd))
         sums = torch.stack([x.sum(0) for x in at_sl])
         if flags.batch_permutation:
@@ -277,22 +277,19 @@ class TestTokens:
         ]
         torch.testing.assert_close(loss.total, sum(alone) / 3, rtol=1e-12, atol=0)
 
-    def test_unwatched(self, monkeypatch):
+    @pytest.mark.parametrize("options", [{}, {"include_padding": True}, {"form": "released"}], ids=str)
+    def test_unwatched(self, options, monkeypatch):
         """As on devices where lengths are not looked at."""
         student, teacher, *masks = ragged()
-        expected = kd.methods.multilevel_ot(student, teacher, *masks, k=5, form="released", backend="reference")
+        expected = kd.methods.multilevel_ot(student, teacher, *masks, k=5, backend="reference", **options)
         by_token = gradient(expected.total, student)
         with torch.no_grad():
             student[~masks[0]] = math.nan
 
-        def unwatched(b, tokens, vocabulary):
-            rows = torch.arange(tokens.positions.shape[1])
-            for part in (slice(0, 2), slice(2, len(rows))):
-                yield entries.Chunk(b, part, tokens.positions[b, part], (rows[part] < tokens.lengths[b])[:, None])
-
-        monkeypatch.setattr(entries, "_chunks", unwatched)
+        monkeypatch.setattr(entries, "_looking_is_free", lambda device: False)
+        monkeypatch.setattr(entries, "_ELEMENTS", 2 * 13)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        loss = kd.methods.multilevel_ot(student, teacher, *masks, k=5, form="released", backend="reference")
+        loss = kd.methods.multilevel_ot(student, teacher, *masks, k=5, backend="reference", **options)
         assert alignment.counted(masks[0], student).positions.shape == masks[0].shape
         torch.testing.assert_close(loss.total, expected.total, rtol=1e-12, atol=0)
         torch.testing.assert_close(gradient(loss.total, student), by_token, rtol=0, atol=1e-14)
@@ -308,9 +305,11 @@ class TestTokens:
 
     @each_backend
     def test_one_side_is_empty(self, backend):
-        """Such a sequence has no loss and is not counted."""
+        """Such a sequence has no loss and is not counted, unless padding is."""
         student, teacher, *masks = ragged()
         masks[0][0], masks[1][2] = False, False
+        loss = kd.methods.multilevel_ot(student, teacher, *masks, k=5, form="released", backend=backend)
+        assert_same(loss, formula(student, teacher, *masks, k=5, form="released"), student)
         loss = kd.methods.multilevel_ot(student, teacher, *masks, k=5, backend=backend)
         assert_same(loss, formula(student, teacher, *masks, k=5), student)
         alone = kd.methods.multilevel_ot(

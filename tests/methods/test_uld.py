@@ -118,6 +118,9 @@ def test_masks(backend):
     expected = sequence_mean(formula(student, cut, mask, mask))
     torch.testing.assert_close(kd.methods.uld(student, cut, mask, mask, backend=backend), expected)
     torch.testing.assert_close(kd.methods.uld(student, cut, mask, mask.clone(), backend=backend), expected)
+    other = mask.flip(1)
+    expected = sequence_mean(formula(student, cut, mask, other))
+    torch.testing.assert_close(kd.methods.uld(student, cut, mask, other, backend=backend), expected)
 
 
 @each_backend
