@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kd_kernels.reduction import sum_dtype
 
-# Logits of a chunk, which exists a few times over.
-_ELEMENTS = 1 << 20
+# Logits of a chunk, which exists a few times over: what the cache of a CPU holds, and what keeps a GPU busy.
+_ELEMENTS = 1 << 18
+_ELEMENTS_ON_GPU = 1 << 24
 
 # Added to the deviation of a row that logits are divided by.
 DEVIATION_OFFSET = 1e-4
@@ -118,7 +119,7 @@ def _chunks(b: int, tokens: Tokens, vocabulary: int) -> Iterator[Chunk]:
     device = tokens.lengths.device
     looking = _looking_is_free(device)
     count = int(tokens.lengths[b]) if looking else tokens.positions.shape[1]
-    rows = max(1, _ELEMENTS // vocabulary)
+    rows = max(1, (_ELEMENTS if device.type == "cpu" else _ELEMENTS_ON_GPU) // vocabulary)
     for start in range(0, count, rows):
         part = slice(start, min(start + rows, count))
         valid = None if looking else (torch.arange(part.start, part.stop, device=device) < tokens.lengths[b])[:, None]

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kd_kernels.reduction import sum_dtype
 
-# Numbers of the x and y that are kept at a time.
-_ELEMENTS = 1 << 23
+# Numbers of the x and y that are kept at a time: what the cache of a CPU holds, and what keeps a GPU busy.
+_ELEMENTS = 1 << 21
+_ELEMENTS_ON_GPU = 1 << 26
 
 # Scalings lie within exp(+-2 / eps): below this they leave float32, and at MIN_EPS float64.
 _SINGLE_EPS = 0.05
@@ -39,7 +40,8 @@ def smoothed_tvd(
     gradient = student.new_empty(student.shape if with_gradient else (0,))
     real = loss.dtype if eps >= _SINGLE_EPS else torch.float64
     kept = 2 * iterations if with_gradient else 2
-    step = max(1, _ELEMENTS // (kept * vocabulary))
+    elements = _ELEMENTS if student.device.type == "cpu" else _ELEMENTS_ON_GPU
+    step = max(1, elements // (kept * vocabulary))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         read = None if factor is None else (factor[part] != 0)[:, None]
