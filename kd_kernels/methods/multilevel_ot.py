@@ -141,14 +141,11 @@ def multilevel_ot(
     if count("k", k) > smaller:
         raise ValueError(f"k must be at most {smaller}, the smaller vocabulary, got {k}")
     tau_sl, tau_sd = temperatures((tau_sl, tau_sd))
-    masks = row_mask("student_mask", student_mask, student_logits), row_mask(
-        "teacher_mask", teacher_mask, teacher_logits
-    )  # fmt: skip
+    student_mask = row_mask("student_mask", student_mask, student_logits)
+    teacher_mask = row_mask("teacher_mask", teacher_mask, teacher_logits)
 
-    student, teacher = (
-        _Side.of(x, mask, (tau_sl, tau_sd), k, chosen)
-        for x, mask in zip((student_logits, teacher_logits.detach()), masks, strict=True)
-    )
+    student = _Side.of(student_logits, student_mask, (tau_sl, tau_sd), k, chosen)
+    teacher = _Side.of(teacher_logits.detach(), teacher_mask, (tau_sl, tau_sd), k, chosen)
     lengths = torch.minimum(student.tokens.lengths, teacher.tokens.lengths)
     had = _absolute(student, teacher, lengths)
     if chosen.include_padding:

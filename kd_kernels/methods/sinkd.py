@@ -79,9 +79,8 @@ def sinkd(
                 f"teacher_mask must be given where mask has not the shape of the teacher's rows "
                 f"{list(teacher_logits.shape[:-1])}, got {list(mask.shape)}"
             )
-        masks = student_mask, student_mask if teacher_mask is None else row_mask(
-            "teacher_mask", teacher_mask, teacher_logits
-        )  # fmt: skip
+        teacher_mask = mask if teacher_mask is None else teacher_mask
+        masks = student_mask, row_mask("teacher_mask", teacher_mask, teacher_logits)
         if form == "sequence":
             arguments.same_batch(student_logits, teacher_logits, 2)
         else:
@@ -98,8 +97,9 @@ def sinkd(
     total = values.sum()
     if reduction == "sum":
         return total
-    rows = student_logits[..., 0].numel() if student_mask is None else student_mask.sum()
-    return total / (max(1, rows) if student_mask is None else rows.clamp(min=1))
+    if student_mask is None:
+        return total / max(1, student_logits[..., 0].numel())
+    return total / student_mask.sum().clamp(min=1)
 
 
 def _samples(student, teacher, temperature, eps, iterations, mask, vocab) -> Tensor:
