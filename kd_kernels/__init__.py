@@ -26,6 +26,16 @@ from kd_kernels.stats import Stats
 from kd_kernels.top_k import TopK
 from kd_kernels.transport import Transport, l1_cost, sinkhorn, sinkhorn_divergence, sorted_l1
 
+
+def __getattr__(name: str):
+    # Methods use the names of this module, which cannot import them first.
+    if name == "methods":
+        import importlib
+
+        return importlib.import_module("kd_kernels.methods")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [
