@@ -92,11 +92,8 @@ class TestAccuracy:
         ]
         for name in ("value", "f", "g", "marginal_error"):
             assert_within_budget(*(getattr(r, name) for r in results), name)
-        for name, *x in zip(
-            "cab",
-            *(gradients(r.value.sum(), y) for r, y in zip(results, (mine, truth, eager), strict=True)),
-            strict=True,
-        ):
+        found = [gradients(r.value.sum(), x) for r, x in zip(results, (mine, truth, eager), strict=True)]
+        for name, *x in zip("cab", *found, strict=True):
             if name == "c" and dtype != torch.float32:
                 x[2] = x[2].to(dtype)  # the gradient itself is rounded
             assert_within_budget(*x, f"gradient of {name}")
@@ -112,9 +109,8 @@ class TestAccuracy:
             kd.sinkhorn(truth[0], a.double(), b.double(), backend="reference", **options),
             kd.sinkhorn(eager[0], a, b, backend="reference", **options),
         ]
-        drift = (results[1].f / 1e-3).abs().max() - (
-            kd.sinkhorn(cost, a, b, eps=1e-3, iterations=1).f / 1e-3
-        ).abs().max()
+        start = kd.sinkhorn(cost, a, b, eps=1e-3, iterations=1)
+        drift = (results[1].f / 1e-3).abs().max() - (start.f / 1e-3).abs().max()
         assert drift.abs() > 20  # the test is what it says
         found = [gradients(r.value.sum(), x)[0] for r, x in zip(results, (mine, truth, eager), strict=True)]
         if dtype == torch.float64:  # there is no truth beside it
@@ -171,9 +167,8 @@ class TestLaws:
         cost, a, b = random_problem(5, 4, 1)
         rows = torch.kron(torch.eye(5), torch.ones(1, 4))
         columns = torch.kron(torch.ones(1, 5), torch.eye(4))
-        exact = linprog(
-            cost.flatten().numpy(), A_eq=torch.cat([rows, columns]).numpy(), b_eq=torch.cat([a[0], b[0]]).numpy()
-        ).fun
+        met = torch.cat([rows, columns]).numpy()
+        exact = linprog(cost.flatten().numpy(), A_eq=met, b_eq=torch.cat([a[0], b[0]]).numpy()).fun
         for eps, slack in ((0.1, 0.1), (1e-3, 1e-3)):
             result = kd.sinkhorn(cost, a, b, eps=eps, iterations=20_000, tol=1e-9)
             misplaced = 2 * result.marginal_error.item()  # mass times the largest cost
