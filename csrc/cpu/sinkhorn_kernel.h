@@ -47,6 +47,7 @@ template <class F, class T> class SinkhornSolver {
       if (t + 1 < call_.of.iterations && (far || frame_.has_drifted(rho_, sigma_))) absorb(far);
     }
     call_.run[problem_] = t;
+    clear_history(t);
     keep_offsets(2);
     finish(mass);
   }
@@ -101,15 +102,27 @@ template <class F, class T> class SinkhornSolver {
     if (!call_.history) return;
     const int64_t width = call_.of.rows + call_.of.columns;
     S* at = static_cast<S*>(call_.history) + (problem_ * call_.of.iterations + t) * width;
-    std::copy(rho_, rho_ + frame_.n, at);
-    std::copy(sigma_, sigma_ + frame_.m, at + call_.of.rows);
+    keep(rho_, frame_.n, call_.of.rows, at);
+    keep(sigma_, frame_.m, call_.of.columns, at + call_.of.rows);
+  }
+
+  void clear_history(int64_t t) {
+    if (!call_.history) return;
+    const int64_t width = call_.of.rows + call_.of.columns;
+    S* begin = static_cast<S*>(call_.history) + problem_ * call_.of.iterations * width;
+    std::fill(begin + t * width, begin + call_.of.iterations * width, S(0));
   }
 
   void keep_offsets(int64_t slot) {
     if (!call_.offsets) return;
     double* at = call_.offsets + (problem_ * 3 + slot) * (call_.of.rows + call_.of.columns);
-    std::copy(frame_.row_offset, frame_.row_offset + frame_.n, at);
-    std::copy(frame_.column_offset, frame_.column_offset + frame_.m, at + call_.of.rows);
+    keep(frame_.row_offset, frame_.n, call_.of.rows, at);
+    keep(frame_.column_offset, frame_.m, call_.of.columns, at + call_.of.rows);
+  }
+
+  template <class X> static void keep(const X* x, int64_t count, int64_t width, X* out) {
+    std::copy(x, x + count, out);
+    std::fill(out + count, out + width, X(0));
   }
 
   // Plan, value, potentials and marginal error.

@@ -175,6 +175,8 @@ class _Unrolled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _f, _g, plan_upstream, *_):
         cost, a, b, eps, lengths, run, history, offsets = ctx.saved_tensors
+        if not ctx.settings.with_plan:  # a compiler hands zeros over
+            plan_upstream = None
         if upstream is None and plan_upstream is None:
             return (None,) * 7
         if upstream is None:
@@ -197,8 +199,8 @@ class _FixedPoint(torch.autograd.Function):
         ctx.save_for_backward(cost if grad == "implicit" and settings.value == "transport" else None, eps, f, g, plan)
         if not settings.with_plan:
             plan = plan.new_empty(0)
-        constant = not (settings.with_plan and grad == "implicit")
-        ctx.mark_non_differentiable(f, g, run, error, *((plan,) if constant else ()))
+        ctx.constant_plan = not (settings.with_plan and grad == "implicit")
+        ctx.mark_non_differentiable(f, g, run, error, *((plan,) if ctx.constant_plan else ()))
         ctx.set_materialize_grads(False)
         return value, f, g, plan, run, error
 
@@ -206,6 +208,8 @@ class _FixedPoint(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _f, _g, plan_upstream, *_):
         cost, eps, f, g, plan = ctx.saved_tensors
+        if ctx.constant_plan:
+            plan_upstream = None
         if upstream is None and plan_upstream is None:
             return (None,) * 8
         of_cost = of_a = of_b = None

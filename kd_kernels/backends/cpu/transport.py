@@ -86,7 +86,7 @@ def l1_cost(
     (batch, n, _), m = student.shape, teacher.shape[1]
     real = sum_dtype(student.dtype)
     cost = torch.empty(batch, n, m, dtype=real)
-    statistics = torch.empty(batch, n + m, 2, dtype=real)
+    statistics = torch.zeros(batch, n + m, 2, dtype=real)  # which vectors that are no logits have not
     _run_l1(student, teacher, student_mask, teacher_mask, inverse_temperatures, columns, softmax, statistics, cost,
             None, None)  # fmt: skip
     return cost, statistics

@@ -63,8 +63,8 @@ def sinkhorn(
     total = torch.where(plan.isnan().any(2).any(1), math.nan, total)
     f, g = ((x / rate[:, :, 0]).detach() for x in (alpha, beta))
     error = _marginal_error(scores, alpha, beta, a).detach()
-    nothing = cost.new_empty(0)
-    return total, f, g, plan if with_plan else nothing, run, error, nothing, nothing.double()
+    history, offsets = cost.new_empty(0), cost.new_empty(0, dtype=torch.float64)
+    return total, f, g, plan if with_plan else cost.new_empty(0), run, error, history, offsets
 
 
 def _log(x: Tensor) -> Tensor:
