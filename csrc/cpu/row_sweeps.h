@@ -84,6 +84,14 @@ template <class F> struct BlockSum {  // two slots, emptied into a double at the
   }
 };
 
+// One lane adds all numbers up by itself, and can do so in double at once.
+template <> struct BlockSum<float> {
+  double total = 0;
+  KD_HD void add(int, float x) { total += double(x); }
+  KD_HD void add_product(int, float a, float b) { total += double(a) * double(b); }
+  KD_HD void flush() {}
+};
+
 // In double there is no wider type to add blocks in; what a sum rounds away is kept beside it (Neumaier 1974).
 template <> struct BlockSum<double> {
   double total = 0, sum = 0, lost = 0;

@@ -36,6 +36,7 @@ def describe() -> dict[str, Any]:
         backends: by name, `devices` on which it runs here (empty: it does not, and `reason` says why) and the `dtypes`
             of logits it takes.
         kinds: by name, the backends that compute it.
+        transport: likewise, the functions of optimal transport.
     """
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
@@ -57,6 +58,7 @@ def describe() -> dict[str, Any]:
             kind: [name for name in select.SUPPORT if name == "reference" or cls().kernel is not None]
             for kind, cls in KINDS.items()
         },
+        "transport": {function: list(select.SUPPORT) for function in ("sinkhorn", "l1_cost", "sorted_l1")},
     }
 
 
@@ -95,8 +97,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"{name:<10} {where}"
     yield ""
     dtypes = {name: " ".join(_SHORT[d] for d in backend["dtypes"]) for name, backend in found["backends"].items()}
-    yield _line(["kind", *dtypes], dtypes)
-    for kind, supported in found["kinds"].items():
+    yield _line(["loss", *dtypes], dtypes)
+    for kind, supported in (found["kinds"] | found["transport"]).items():
         yield _line([kind, *(text if name in supported else "" for name, text in dtypes.items())], dtypes)
 
 

@@ -1,5 +1,6 @@
 """Losses and gradients to compare with: float64 autograd through the textbook formulas."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,20 +8,34 @@ from torch import Tensor
 
 from kd_kernels.divergences import Divergence
 from kd_kernels.losses import divergence
+from kd_kernels.transport import l1_cost, sinkhorn, sorted_l1
+
+TRANSPORT = ("sinkhorn", "sorted_l1")  # beside the kinds of divergences
 
 
 class Result(NamedTuple):
-    losses: Tensor  # (N,)
+    losses: Tensor  # (N,), or the one of all rows
     gradient: Tensor  # (N, V): of the sum of the losses
 
 
 def evaluate(student: Tensor, teacher: Tensor, kind: str | Divergence, *, backend: str = "auto", **options) -> Result:
-    """Per-row losses and the gradient of their sum, the latter by way of the reduced loss."""
+    """Losses and the gradient of their sum, the latter by way of the reduced loss."""
     leaf = student.detach().clone().requires_grad_()
-    divergence(leaf, teacher, kind, reduction="sum", backend=backend, **options).backward()
+    _loss(leaf, teacher, kind, reduction="sum", backend=backend, **options).backward()
     with torch.no_grad():
-        losses = divergence(student, teacher, kind, reduction="none", backend=backend, **options)
+        losses = _loss(student, teacher, kind, reduction="none", backend=backend, **options)
     return Result(losses, leaf.grad)
+
+
+def _loss(student, teacher, kind, *, mask=None, reduction, backend, **options) -> Tensor:
+    if kind == "sinkhorn":  # between all rows of both sides, as SinKD has it
+        cost = l1_cost(
+            student, teacher, temperature=2.0, student_mask=mask, teacher_mask=mask, backend=backend, **options
+        )
+        masses = None if mask is None else mask.to(cost.dtype)
+        return sinkhorn(cost, masses, masses, backend=backend).value
+    loss = sorted_l1 if kind == "sorted_l1" else partial(divergence, kind=kind)
+    return loss(student, teacher, mask=mask, reduction=reduction, backend=backend, **options)
 
 
 def truth(student: Tensor, teacher: Tensor, kind: str | Divergence, **options) -> Result:

@@ -26,7 +26,7 @@ def test_the_table_is_what_select_says(capsys):
     backends = heading.split()[1:]
     assert backends == list(select.SUPPORT)
     starts = [heading.index(name) for name in backends]
-    assert [row.split()[0] for row in rows] == list(kd.KINDS)
+    assert [row.split()[0] for row in rows] == [*kd.KINDS, "sinkhorn", "l1_cost", "sorted_l1"]
     for row in rows:
         for name, start, end in zip(backends, starts, [*starts[1:], None], strict=True):
             assert {DTYPES[short] for short in row[start:end].split()} == select.SUPPORT[name].dtypes
@@ -40,7 +40,7 @@ def test_json(capsys):
     assert found["backends"]["cpu"] == {
         "devices": ["cpu"], "reason": None, "dtypes": ["float32", "bfloat16", "float16", "float64"],
     }  # fmt: skip
-    assert found["kinds"]["tvd"] == list(select.SUPPORT)
+    assert found["kinds"]["tvd"] == found["transport"]["sinkhorn"] == list(select.SUPPORT)
 
 
 def test_a_kind_without_kernel_has_the_reference_only(monkeypatch):

@@ -24,7 +24,7 @@ def test_passes_and_prints_a_table(capsys):
 
 
 def test_every_kind_has_fixed_numbers():
-    assert set(selftest.GOLDEN) == set(kd.KINDS)
+    assert set(selftest.GOLDEN) == {*kd.KINDS, *selftest.TRANSPORT}
 
 
 def _break(monkeypatch, change):
@@ -46,6 +46,20 @@ FAULTS = {
     "NaN": lambda loss, gradient: gradient[:1].fill_(torch.nan),
     "exception": lambda loss, gradient: 1 / 0,
 }
+
+
+@pytest.mark.parametrize("name", ["sinkhorn", "l1_cost_backward", "sorted_l1"])
+def test_fails_when_transport_is_wrong(name, monkeypatch, capsys):
+    correct = getattr(cpu, name)
+
+    def broken(*args):
+        results = correct(*args)
+        (results if isinstance(results, torch.Tensor) else results[0]).mul_(1.001)
+        return results
+
+    monkeypatch.setattr(cpu, name, broken)
+    assert main(["selftest"]) == 1
+    assert f"FAILED {'sorted_l1' if name == 'sorted_l1' else 'sinkhorn'}, cpu scalar: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", FAULTS)
