@@ -13,6 +13,8 @@ from torch import Tensor
 from kd_kernels import ops
 from kd_kernels.backends import select
 
+Tensors = Sequence[Tensor | None]
+
 
 class Spec(NamedTuple):
     """The arguments of the ops that are not tensors."""
@@ -24,54 +26,46 @@ class Spec(NamedTuple):
     columns: int
 
 
-class ReducedDivergence(torch.autograd.Function):
-    """Sum or mean over rows -> 0-d loss, entropies [2, N] or [0]. options: spec, reduction, with_entropy, backend."""
+class RowsLoss(NamedTuple):
+    """Two tensors of logits, by the op over rows. Its tensors: student, teacher, weight, normalizer."""
 
-    @staticmethod
-    def forward(ctx, student, teacher, weight, normalizer, options):
-        spec, reduction, with_entropy, backend = options
+    spec: Spec
+    reduction: str
+    with_stats: bool
+    backend: str
+
+    def values(self, tensors: Tensors, *, with_gradients: bool = False) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        """-> loss; gradients; entropies [2, N] or [0]."""
         loss, gradient, entropy = ops.divergence(
-            student, teacher, weight, normalizer, *spec, reduction, True, with_entropy, backend
+            *tensors, *self.spec, self.reduction, with_gradients, self.with_stats, self.backend
         )
-        ctx.save_for_backward(gradient)
-        ctx.backend = backend
-        ctx.mark_non_differentiable(entropy)
-        ctx.set_materialize_grads(False)
-        return loss, entropy
+        return loss, (gradient,), entropy
 
-    @staticmethod
-    def backward(ctx, upstream, _):
-        if upstream is None:  # undefined: zero
-            return (None,) * 5
-        return *_scaled(ctx.saved_tensors, upstream, ctx.backend), None, None, None, None
+    def gradients(self, tensors: Tensors, upstream: Tensor) -> Sequence[Tensor]:
+        """Of the rows' losses, each times its upstream."""
+        return (ops.divergence_backward(upstream, *tensors[:3], *self.spec, self.backend),)
+
+    def spread(self, gradients: Sequence[Tensor]) -> Tensors:
+        """Gradients of all arguments."""
+        return gradients[0], None, None, None
 
 
-class RowDivergence(torch.autograd.Function):
-    """-> per-row losses [N], entropies [2, N] or [0]."""
+class ChunkTensors(NamedTuple):
+    """The tensors of the op over chunks, in its order."""
 
-    @staticmethod
-    def forward(ctx, student, teacher, weight, spec, with_entropy, backend):
-        losses, _, entropy = ops.divergence(student, teacher, weight, None, *spec, "none", False, with_entropy, backend)
-        ctx.save_for_backward(student, teacher, weight)
-        ctx.spec, ctx.backend = spec, backend
-        ctx.mark_non_differentiable(entropy)
-        ctx.set_materialize_grads(False)
-        return losses, entropy
-
-    @staticmethod
-    def backward(ctx, upstream, _):
-        if upstream is None:  # undefined: zero
-            return (None,) * 6
-        student, teacher, weight = ctx.saved_tensors
-        with_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if with_graph:
-            upstream, student, teacher = upstream.detach(), student.detach(), teacher.detach()
-        gradient = ops.divergence_backward(upstream, student, teacher, weight, *ctx.spec, ctx.backend)
-        return (_first_order_only(gradient) if with_graph else gradient, *[None] * 5)
+    student: Tensor
+    student_weight: Tensor | None
+    student_bias: Tensor | None
+    teacher: Tensor
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    ids: Tensor | None
+    weight: Tensor | None
+    normalizer: Tensor | None
 
 
-class ChunkOptions(NamedTuple):
-    """The arguments of the op over chunks that are not tensors."""
+class ChunksLoss(NamedTuple):
+    """Hidden states or a sparse teacher on some side, by the op over chunks. Its tensors: `ChunkTensors`."""
 
     student_transform: list[float]
     teacher_transform: list[float]
@@ -85,79 +79,74 @@ class ChunkOptions(NamedTuple):
     memory_budget: int | None
     backend: str
 
+    def values(self, tensors: Tensors, *, with_gradients: bool = False) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        """-> loss; gradients of student, weight and bias; statistics."""
+        return self._run(tensors, None, self.wanted if with_gradients else [False] * 3, self.with_stats)
 
-class ChunkTensors(NamedTuple):
-    """Those that are, in the order of the op."""
+    def gradients(self, tensors: Tensors, upstream: Tensor) -> Sequence[Tensor]:
+        """Of the rows' losses, each times its upstream: everything is computed again."""
+        return self._run(tensors, upstream, self.wanted, False)[1]
 
-    student: Tensor
-    student_weight: Tensor | None
-    student_bias: Tensor | None
-    teacher: Tensor
-    teacher_weight: Tensor | None
-    teacher_bias: Tensor | None
-    ids: Tensor | None
-    weight: Tensor | None
-    normalizer: Tensor | None
+    def spread(self, gradients: Sequence[Tensor]) -> Tensors:
+        """Gradients of all arguments."""
+        of_student = [g if wanted else None for g, wanted in zip(gradients, self.wanted, strict=True)]
+        return *of_student, *[None] * (len(ChunkTensors._fields) - 3)
 
-
-def chunked(x: ChunkTensors, options: ChunkOptions, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
-    """-> loss; gradients of student, weight and bias; statistics."""
-    return ops.chunked_divergence(
-        x.student, x.student_weight, x.student_bias, options.student_transform, x.teacher, x.teacher_weight,
-        x.teacher_bias, options.teacher_transform, x.ids, options.tail, x.weight, upstream, x.normalizer, *options.spec,
-        *options[4:],
-    )  # fmt: skip
+    def _run(
+        self, tensors: Tensors, upstream: Tensor | None, wanted: list[bool], with_stats: bool
+    ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        x = ChunkTensors(*tensors)
+        loss, *gradients, stats = ops.chunked_divergence(
+            x.student, x.student_weight, x.student_bias, self.student_transform, x.teacher, x.teacher_weight,
+            x.teacher_bias, self.teacher_transform, x.ids, self.tail, x.weight, upstream, x.normalizer, *self.spec,
+            self.reduction, wanted, with_stats, *self[7:],
+        )  # fmt: skip
+        return loss, gradients, stats
 
 
-class ReducedChunks(torch.autograd.Function):
-    """Sum or mean over rows from hidden states or a sparse teacher: ChunkOptions, *ChunkTensors -> 0-d loss, stats."""
+class Reduced(torch.autograd.Function):
+    """Sum or mean over rows: a loss and its tensors -> 0-d, statistics."""
 
     @staticmethod
-    def forward(ctx, options, *tensors):
-        loss, *gradients, stats = chunked(ChunkTensors(*tensors), options)
+    def forward(ctx, loss, *tensors):
+        value, gradients, stats = loss.values(tensors, with_gradients=True)
         ctx.save_for_backward(*gradients)
-        ctx.options = options
+        ctx.loss = loss
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        return loss, stats
+        return value, stats
 
     @staticmethod
     def backward(ctx, upstream, _):
         if upstream is None:  # undefined: zero
-            return (None,) * (1 + len(ChunkTensors._fields))
-        gradients = _scaled(ctx.saved_tensors, upstream, ctx.options.backend)
-        return None, *_wanted(gradients, ctx.options), *[None] * 6
+            return (None,) * len(ctx.needs_input_grad)
+        return None, *ctx.loss.spread(_scaled(ctx.saved_tensors, upstream, ctx.loss.backend))
 
 
-class RowChunks(torch.autograd.Function):
-    """Per-row losses likewise -> losses (N,), stats. Backward computes everything again, with each row's gradient."""
+class RowByRow(torch.autograd.Function):
+    """Losses (N,) of rows, statistics likewise."""
 
     @staticmethod
-    def forward(ctx, options, *tensors):
-        nothing = options._replace(wanted=[False] * 3)
-        losses, *_, stats = chunked(ChunkTensors(*tensors), nothing)
+    def forward(ctx, loss, *tensors):
+        values, _, stats = loss.values(tensors)
         ctx.save_for_backward(*tensors)
-        ctx.options = options._replace(with_stats=False)
+        ctx.loss = loss
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
-        return losses, stats
+        return values, stats
 
     @staticmethod
     def backward(ctx, upstream, _):
         if upstream is None:  # undefined: zero
-            return (None,) * (1 + len(ChunkTensors._fields))
+            return (None,) * len(ctx.needs_input_grad)
         with_graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        tensors, upstream = ctx.saved_tensors, upstream.detach()
+        tensors = ctx.saved_tensors
         if with_graph:
-            tensors = [None if x is None else x.detach() for x in tensors]
-        _, *gradients, _ = chunked(ChunkTensors(*tensors), ctx.options, upstream)
+            upstream, tensors = upstream.detach(), [None if x is None else x.detach() for x in tensors]
+        gradients = ctx.loss.gradients(tensors, upstream)
         if with_graph:
             gradients = [_first_order_only(g) for g in gradients]
-        return None, *_wanted(gradients, ctx.options), *[None] * 6
-
-
-def _wanted(gradients: Sequence[Tensor], options: ChunkOptions) -> list[Tensor | None]:
-    return [g if wanted else None for g, wanted in zip(gradients, options.wanted, strict=True)]
+        return None, *ctx.loss.spread(gradients)
 
 
 class _FirstOrderOnly(torch.autograd.Function):

@@ -39,5 +39,7 @@ class Head:
     def logits(self) -> Tensor:
         """The logits `[..., V]` themselves, differentiable: what this type is there to avoid."""
         bias = None if self.bias is None else self.bias.to(self.hidden.dtype)
-        x = F.linear(self.hidden, self.weight.to(self.hidden.dtype), bias) * self.scale
+        x = F.linear(self.hidden, self.weight.to(self.hidden.dtype), bias)
+        if self.scale != 1:
+            x = x * self.scale
         return x if self.softcap is None else (x / self.softcap).tanh() * self.softcap

@@ -5,17 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from kd_kernels import arguments, ops
-from kd_kernels.autograd import (
-    ChunkOptions,
-    ChunkTensors,
-    ReducedChunks,
-    ReducedDivergence,
-    RowChunks,
-    RowDivergence,
-    Spec,
-    chunked,
-)
+from kd_kernels import arguments
+from kd_kernels.autograd import ChunksLoss, ChunkTensors, Reduced, RowByRow, RowsLoss, Spec, Tensors
 from kd_kernels.backends import reference, select
 from kd_kernels.divergences import Divergence, resolve
 from kd_kernels.head import Head
@@ -148,14 +139,9 @@ def _by_kernel(student, teacher, weight, normalizer, spec, reduction, with_entro
     student, teacher = _flat(student), _flat(teacher)
     if teacher.requires_grad:
         teacher = teacher.detach()
-    if not (student.requires_grad and torch.is_grad_enabled()):  # the value costs less without its gradient
-        loss, _, entropy = ops.divergence(
-            student, teacher, weight, normalizer, *spec, reduction, False, with_entropy, backend
-        )
-        return loss, entropy
-    if reduction == "none":
-        return RowDivergence.apply(student, teacher, weight, spec, with_entropy, backend)
-    return ReducedDivergence.apply(student, teacher, weight, normalizer, (spec, reduction, with_entropy, backend))
+    wanted = student.requires_grad and torch.is_grad_enabled()
+    loss = RowsLoss(spec, reduction, with_entropy, backend)
+    return _differentiable(loss, (student, teacher, weight, normalizer), wanted)
 
 
 def _in_chunks(
@@ -168,14 +154,19 @@ def _in_chunks(
     ids, tail = (_flat(teacher.ids), teacher.tail) if isinstance(teacher, TopK) else (None, "")
     tensors = ChunkTensors(*of_student, *of_teacher, ids, weight, normalizer)
     wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in of_student]
-    options = ChunkOptions(
+    loss = ChunksLoss(
         student_transform, teacher_transform, tail, spec, reduction, wanted, with_stats, torch.compiler.is_compiling(),
         *chunks, backend,
     )  # fmt: skip
-    if not any(wanted):
-        loss, *_, stats = chunked(tensors, options)
-        return loss, stats
-    return (RowChunks if reduction == "none" else ReducedChunks).apply(options, *tensors)
+    return _differentiable(loss, tensors, any(wanted))
+
+
+def _differentiable(loss: RowsLoss | ChunksLoss, tensors: Tensors, wanted: bool) -> tuple[Tensor, Tensor]:
+    """The loss and its statistics."""
+    if not wanted:  # the value costs less without its gradient
+        value, _, stats = loss.values(tensors)
+        return value, stats
+    return (RowByRow if loss.reduction == "none" else Reduced).apply(loss, *tensors)
 
 
 def _by_reference(

@@ -2,6 +2,7 @@
 are imported."""
 
 import hashlib
+import importlib.util
 import os
 
 import pytest
@@ -15,7 +16,11 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
+import interpreter  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+if not GPU and importlib.util.find_spec("triton"):
+    interpreter.quicken()
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2000)

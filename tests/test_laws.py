@@ -129,9 +129,14 @@ def test_rows_know_nothing_of_each_other(problem, dtype):
 
 
 @law()
+@example(problem=(kd.Jeffreys(), 203, 0.1, None, 231318))  # barely far: q - p of rounded p and q
 def test_gradient_rows_sum_to_zero(problem, dtype):
-    """As far as an eager gradient's do, and the rounding of h - q sum h: of p and q, which add up to 1, and of
-    terms that may be as large as the loss."""
+    """As far as an eager gradient's do, and the rounding of h - q sum h, where h has parts q - p and q log(q/p).
+
+    p and q are exponentials over their sum: it and its inverse are rounded, so that each of them adds up to 1 to
+    within an eps. The terms h and q sum h are rounded by half an eps; their sizes add up to sum |gradient| +
+    2 |sum h| at most, and |sum h| is no larger than the loss, or 1.
+    """
     student, teacher = logits(problem, dtype)
     gradient = on_cpu(student, teacher, problem[0]).gradient.double()
     losses, plain = eager(student, teacher, problem[0])

@@ -134,22 +134,22 @@ are given the rows that count."""
             return None
         if backend == "reference":
             return None
-        on_gpu = device == "cuda"
-        problem = plan.Problem(
+        student, teacher = (
+            plan.Side(width, self.dtype.itemsize, width=self.vocab) for width in (self.hidden, self.teacher_hidden)
+        )
+        problem = plan.Problem.of(
+            self.divergence.kernel.family,
+            self.dtype,
+            device,
+            select.implementation(backend),
             rows=self.counted,
             columns=self.vocab,
-            student=plan.Side(self.hidden, self.dtype.itemsize, width=self.vocab),
-            teacher=plan.Side(self.teacher_hidden, self.dtype.itemsize, width=self.vocab),
-            listed=0,
+            student=student,
+            teacher=teacher,
             gradients=(self.backward, self.backward and not self.frozen_head, False),
             vocabulary=self.vocab,
             weight_itemsize=self.dtype.itemsize,
-            softcap=False,
             gathered=self.counted < self.rows,
-            cast_bytes=0,
-            kept_bytes=select.implementation(backend).KEPT_BYTES,
-            selects=self.kind == "akl",
-            widened=(not on_gpu, not on_gpu and self.dtype not in select.implementation(backend).OUTER_PRODUCT_DTYPES),
         )
         try:
             return plan.choose(problem, self.chunk_tokens, self.memory_budget)

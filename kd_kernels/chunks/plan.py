@@ -7,7 +7,10 @@ or the memory is tight.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
 
 from kd_kernels.chunks.head_tail import SELECTED
 from kd_kernels.chunks.products import WIDENED
@@ -52,16 +55,27 @@ class Problem:
     columns: int
     student: Side
     teacher: Side | None  # None: sparse
-    listed: int  # entries that a sparse teacher lists for a row
     gradients: tuple[bool, bool, bool]  # wanted: of hidden states or logits, weight, bias
     vocabulary: int  # rows of the student's weight
     weight_itemsize: int  # of the student's weight as given
-    softcap: bool  # of the student
     gathered: bool  # rows that count were picked out of more
-    cast_bytes: int  # of weights in the dtype of the products, where that is another
     kept_bytes: int | None  # from which size on the memory of chunks is kept when they are gone
     selects: bool  # AKL, which splits the vocabulary by the teacher
     widened: tuple[bool, bool]  # no product for the gradients of hidden states, weight, that adds up in float32
+    listed: int = 0  # entries that a sparse teacher lists for a row
+    softcap: bool = False  # of the student
+    cast_bytes: int = 0  # of weights in the dtype of the products, where that is another
+
+    @classmethod
+    def of(cls, family: str, dtype: torch.dtype, device: str, backend: ModuleType, **sizes: Any) -> "Problem":
+        """From the sizes and what runs: the family of kernels, dtype of the student's products, type of device."""
+        on_gpu = device == "cuda"
+        return cls(
+            **sizes,
+            kept_bytes=backend.KEPT_BYTES,
+            selects=family == "akl" and sizes["teacher"] is not None,
+            widened=(not on_gpu, not on_gpu and dtype not in backend.OUTER_PRODUCT_DTYPES),
+        )
 
     @property
     def sum_itemsize(self) -> int:

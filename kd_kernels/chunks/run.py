@@ -119,22 +119,22 @@ def _problem(
     *,
     gathered: bool,
 ) -> plan.Problem:
-    on_gpu = task.device.type == "cuda"
-    return plan.Problem(
+    return plan.Problem.of(
+        task.family,
+        student.dtype,
+        task.device.type,
+        task.backend,
         rows=task.rows,
         columns=task.columns,
         student=_sizes(student),
         teacher=None if isinstance(teacher, Entries) else _sizes(teacher),
-        listed=teacher.ids.shape[1] if isinstance(teacher, Entries) else 0,
         gradients=tuple(wanted),
         vocabulary=0 if weight is None else len(weight),
         weight_itemsize=student.dtype.itemsize if weight is None else weight.dtype.itemsize,
-        softcap=isinstance(student, Projection) and student.softcap,
         gathered=gathered,
+        listed=teacher.ids.shape[1] if isinstance(teacher, Entries) else 0,
+        softcap=isinstance(student, Projection) and student.softcap,
         cast_bytes=cast_bytes,
-        kept_bytes=task.backend.KEPT_BYTES,
-        selects=task.family == "akl" and isinstance(teacher, Rows | Projection),
-        widened=(not on_gpu, not on_gpu and student.dtype not in task.backend.OUTER_PRODUCT_DTYPES),
     )
 
 

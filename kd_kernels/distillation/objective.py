@@ -73,12 +73,7 @@ class Form:
         """Sum over the tokens of -log q(token), in nats."""
         if isinstance(prediction, Tensor):
             return summed_cross_entropy(prediction, labels)
-        # The forward KL from all of the mass on the token.
-        token = labels[..., None]
-        text = TopK(token, torch.zeros_like(token, dtype=torch.float32), tail="truncate")
-        return kd_kernels.divergence(
-            prediction, text, "forward_kl", labels=labels, ignore_index=PADDING, reduction="sum", **self.options()
-        )
+        return summed_kl_from_text(prediction, labels, **self.options())
 
 
 @dataclass(frozen=True)
@@ -159,3 +154,15 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
 def summed_cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     """Sum over the tokens of -log q(token), in nats."""
     return F.cross_entropy(prediction.flatten(0, 1).float(), labels.flatten(), ignore_index=PADDING, reduction="sum")
+
+
+def summed_kl_from_text(prediction: Tensor | Head, labels: Tensor, **options: int | None) -> Tensor:
+    """The same as the forward KL from all of the mass on the token, without a copy of the logits.
+
+    options: arguments of `kd_kernels.divergence`.
+    """
+    token = labels[..., None]
+    text = TopK(token, torch.zeros_like(token, dtype=torch.float32), tail="truncate")
+    return kd_kernels.divergence(
+        prediction, text, "forward_kl", labels=labels, ignore_index=PADDING, reduction="sum", **options
+    )

@@ -22,9 +22,8 @@ MIB = 1 << 20
 def problem(rows=1024, columns=151_936, hidden=128, itemsize=4, **changes) -> Problem:
     side = Side(hidden, itemsize)
     sizes = Problem(
-        rows, columns, side, side, listed=0, gradients=(True, True, False), vocabulary=columns,
-        weight_itemsize=itemsize, softcap=False, gathered=False, cast_bytes=0, kept_bytes=32 * MIB,
-        selects=False, widened=(True, False),
+        rows, columns, side, side, gradients=(True, True, False), vocabulary=columns, weight_itemsize=itemsize,
+        gathered=False, kept_bytes=32 * MIB, selects=False, widened=(True, False),
     )  # fmt: skip
     return replace(sizes, **changes)
 

@@ -26,3 +26,7 @@ class Bug(NamedTuple):
 
 def files(bugs: list[Bug]) -> list[str]:
     return list(dict.fromkeys(bug.file for bug in bugs))
+
+
+def kinds(bugs: list[Bug]) -> list[str]:
+    return list(dict.fromkeys(repr(bug.kind) for bug in bugs))

@@ -11,7 +11,7 @@ import chunk_bugs
 import cpu_bugs
 import pytest
 import triton_bugs
-from bugs import files
+from bugs import files, kinds
 
 import kd_kernels
 from kd_kernels.backends import select
@@ -27,8 +27,8 @@ def missed(bugs, folder, script, *arguments, **options):
     shutil.copytree(Path(kd_kernels.__file__).parent, folder / "kd_kernels", ignore=ignore)
     shutil.copytree(CSRC, folder / "csrc")
     environment = os.environ | {
-        "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": f"{folder}{os.pathsep}{HERE.parent}", "PYTHONDONTWRITEBYTECODE": "1", "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
@@ -36,18 +36,30 @@ def missed(bugs, folder, script, *arguments, **options):
     return [bug.why for bug, noticed in zip(bugs, json.loads(run.stdout), strict=True) if noticed is None]
 
 
+needs_triton = pytest.mark.skipif(select.unavailable("triton") is not None, reason=str(select.unavailable("triton")))
+
+
+@needs_triton
 @pytest.mark.parametrize("file", files(triton_bugs.BUGS))
 def test_bugs_in_triton_kernels_are_noticed(file, tmp_path):
-    if reason := select.unavailable("triton"):
-        pytest.skip(reason)
     bugs = [bug for bug in triton_bugs.BUGS if bug.file == file]
     assert missed(bugs, tmp_path, "check_python.py", "triton", file) == []
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", kinds(triton_bugs.BUGS))
+def test_nothing_is_noticed_in_triton_kernels_without_bugs(kind, tmp_path):
+    assert missed([], tmp_path, "check_python.py", "triton", kind) == []
 
 
 @pytest.mark.parametrize("file", files(chunk_bugs.BUGS))
 def test_bugs_in_chunks_are_noticed(file, tmp_path):
     bugs = [bug for bug in chunk_bugs.BUGS if bug.file == file]
     assert missed(bugs, tmp_path, "check_python.py", "chunks", file) == []
+
+
+def test_nothing_is_noticed_in_chunks_without_bugs(tmp_path):
+    assert missed([], tmp_path, "check_python.py", "chunks", *kinds(chunk_bugs.BUGS)) == []
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
