@@ -76,7 +76,7 @@ template <class F, class T> class SinkhornReverse {
            !std::equal(offsets(0) + call_.of.rows, offsets(0) + call_.of.rows + frame_.m, offsets(1) + call_.of.rows);
   }
 
-  bool absorbed_after(int64_t t) const { return (t == 1 && jumped()) || frame_.has_drifted(rho(t), sigma(t)); }
+  bool absorbed_after(int64_t t) const { return frame_.has_drifted(rho(t), sigma(t)); }
 
   // From the frame after iteration t to its own, where the scalings were absorbed in between.
   void release(int64_t t) {
@@ -194,7 +194,7 @@ template <class F, class T> class SinkhornReverse {
       release(t - 1);
       enter(t - 1);
     } else if (t > 1) {
-      frame_.scale(frame_.a, rho(t - 1), false, frame_.n, x_);
+      frame_.scale(frame_.a, rho(t - 1), t == 2 && jumped(), frame_.n, x_);
     }
   }
 
