@@ -19,7 +19,7 @@ struct SinkhornProblems {
   const void* b;           // Real[problems][columns] or null
   const double* eps;       // [problems]
   const int64_t* lengths;  // [problems][2]: rows and columns of each, or null: all
-  int64_t iterations;      // at most
+  int64_t iterations;      // at most, and at least one
   bool entropic;           // the value: <P, C> - eps h(P), otherwise <P, C>
 };  // Real is double for float64 costs, else float
 
@@ -62,13 +62,13 @@ inline int64_t sinkhorn_pitch(int64_t columns) { return (columns + 15) / 16 * 16
 inline size_t sinkhorn_scratch(const SinkhornProblems& of) {
   const size_t item = of.cost.first.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const size_t rows = size_t(sinkhorn_pitch(of.rows)), columns = size_t(sinkhorn_pitch(of.columns));
-  return item * (size_t(of.rows) * columns + 5 * rows + 5 * columns) + sizeof(double) * (rows + columns);
+  return item * (size_t(of.rows) * columns + 5 * rows + 4 * columns) + sizeof(double) * (rows + columns);
 }
 
 inline size_t sinkhorn_backward_scratch(const SinkhornProblems& of) {
   const size_t item = of.cost.first.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const size_t rows = size_t(sinkhorn_pitch(of.rows)), columns = size_t(sinkhorn_pitch(of.columns));
-  return item * (2 * size_t(of.rows) * columns + (7 + kSinkhornTerms) * (rows + columns)) +
+  return item * (2 * size_t(of.rows) * columns + (5 + kSinkhornTerms) * rows + (6 + kSinkhornTerms) * columns) +
          sizeof(double) * (rows + columns);
 }
 

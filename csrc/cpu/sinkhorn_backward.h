@@ -44,15 +44,13 @@ template <class F, class T> class SinkhornReverse {
     const int64_t n = frame_.n, m = frame_.m, last = call_.run[problem_];
     std::fill(a_gradient_, a_gradient_ + n, S(0));
     std::fill(b_gradient_, b_gradient_ + m, S(0));
-    if (last > 0) {
-      take_offsets(2);
-      // Offsets that were taken anew before the iterations stopped early hold the last scalings already.
-      if (last < call_.of.iterations && absorbed_after(last)) release(last);
-      enter(last);
-      begin(last);
-      for (int64_t t = last; t >= 1; --t) reverse(t);
-      flush();
-    }
+    take_offsets(2);
+    // Offsets that were taken anew before the iterations stopped early hold the last scalings already.
+    if (last < call_.of.iterations && absorbed_after(last)) release(last);
+    enter(last);
+    begin(last);
+    for (int64_t t = last; t >= 1; --t) reverse(t);
+    flush();
     write();
   }
 
@@ -76,7 +74,7 @@ template <class F, class T> class SinkhornReverse {
            !std::equal(offsets(0) + call_.of.rows, offsets(0) + call_.of.rows + frame_.m, offsets(1) + call_.of.rows);
   }
 
-  bool absorbed_after(int64_t t) const { return (t == 1 && jumped()) || frame_.has_drifted(rho(t), sigma(t)); }
+  bool absorbed_after(int64_t t) const { return frame_.has_drifted(rho(t), sigma(t)); }
 
   // From the frame after iteration t to its own, where the scalings were absorbed in between.
   void release(int64_t t) {
@@ -194,7 +192,7 @@ template <class F, class T> class SinkhornReverse {
       release(t - 1);
       enter(t - 1);
     } else if (t > 1) {
-      frame_.scale(frame_.a, rho(t - 1), false, frame_.n, x_);
+      frame_.scale(frame_.a, rho(t - 1), t == 2 && jumped(), frame_.n, x_);
     }
   }
 
@@ -257,11 +255,10 @@ template <class F, class T> class SinkhornReverse {
 
   void write() const {
     const int64_t rows = call_.of.rows, columns = call_.of.columns;
-    const bool any = call_.run[problem_] > 0;
     if (call_.cost_gradient) {
       T* out = static_cast<T*>(call_.cost_gradient) + problem_ * rows * columns;
       for (int64_t i = 0; i < rows; ++i, out += columns) {
-        const int64_t count = any && i < frame_.n ? frame_.m : 0;
+        const int64_t count = i < frame_.n ? frame_.m : 0;
         const S* row = total_ + i * frame_.pitch;
         for (int64_t j = 0; j < count; ++j) narrow(row[j], out + j);
         for (int64_t j = count; j < columns; ++j) narrow(S(0), out + j);

@@ -44,7 +44,7 @@ template <class F, class T> class SinkhornSolver {
       if (t == 0) keep_offsets(1);
       scale_columns();
       keep_history(t);
-      if (t + 1 < call_.of.iterations && (far || frame_.has_drifted(rho_, sigma_))) absorb(far);
+      if (t + 1 < call_.of.iterations && frame_.has_drifted(rho_, sigma_)) absorb(far);
     }
     call_.run[problem_] = t;
     clear_history(t);

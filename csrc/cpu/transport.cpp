@@ -127,8 +127,10 @@ void clear_masked_rows(const L1Call& call, size_t item) {
 
 class KeptPages {
  public:
-  explicit KeptPages(size_t bytes) : pages_(take_pages(bytes)) {}
-  ~KeptPages() { give_pages(pages_); }
+  explicit KeptPages(size_t bytes) : pages_(bytes > 0 ? take_pages(bytes) : Pages{nullptr, 0}) {}
+  ~KeptPages() {
+    if (pages_.data) give_pages(pages_);  // nothing would take the place of what is kept
+  }
   KeptPages(const KeptPages&) = delete;
   KeptPages& operator=(const KeptPages&) = delete;
   void* data() const { return pages_.data; }
@@ -150,7 +152,7 @@ template <class Real> void l1_cost_backward(const L1Call& call, const L1Function
   const int64_t wave = std::min(wave_of(derivative_bytes + size_t(size + blocks * kL1Rows) * sizeof(Real)),
                                 std::max<int64_t>(1, int64_t(all.tiles.size())));
   std::vector<Real> upstream(size_t(wave * size)), sums(size_t(wave * blocks * kL1Rows));
-  const KeptPages pages(std::max<size_t>(1, size_t(wave) * derivative_bytes));
+  const KeptPages pages(size_t(wave) * derivative_bytes);
   const auto derivative_of = [&](int64_t t) {
     return derivative_bytes ? static_cast<char*>(pages.data()) + size_t(t) * derivative_bytes : nullptr;
   };

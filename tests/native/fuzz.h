@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <random>
+#include <thread>
 
 #include "cpu/rows.h"
 
@@ -91,6 +92,37 @@ class Buffer {
   char* pages_ = nullptr;
   size_t size_ = 0;
 };
+
+// Numbers in a buffer that is NaN, or -1, but for those that are put there.
+struct Tensor {
+  Buffer buffer;
+  void* data;
+  kd::DType dtype;
+
+  Tensor(int64_t elements, kd::DType dtype) : data(buffer.allocate(elements, dtype)), dtype(dtype) {
+    std::memset(data, 0xff, size_t(elements) * size_of(dtype));
+  }
+  double set(int64_t at, double x) {
+    put(data, dtype, at, x);
+    return get(data, dtype, at);
+  }
+  double operator[](int64_t at) const { return get(data, dtype, at); }
+  void* if_wanted(bool wanted) { return wanted ? data : nullptr; }
+};
+
+kd::DType real_of(kd::DType dtype) { return dtype == kd::DType::kFloat64 ? kd::DType::kFloat64 : kd::DType::kFloat32; }
+
+// How far a number may be from the one that was rounded to the dtype. Tensors of the dtype of sums are not.
+double rounding(double x, kd::DType dtype) { return dtype == real_of(dtype) ? 0 : std::abs(x) / 256 + 6e-8; }
+
+// On a thread of its own, whose scratch is no larger than this call needs, or on a team.
+template <class Call> void on_threads(void (*run)(const Call&, int), const Call& call) {
+  if (chance(0.5)) {
+    std::thread([&] { run(call, 1); }).join();
+  } else {
+    run(call, int(uniform(1, 3)));
+  }
+}
 
 int64_t columns() {
   // About the lanes of a register, the entries of a block (256 registers), and one entry.

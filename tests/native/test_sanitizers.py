@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CALLS = 2000
-FUZZERS = ["fuzz_outer_product", "fuzz_rows", "fuzz_slices", "fuzz_tail"]
+FUZZERS = [
+    "fuzz_l1_cost", "fuzz_outer_product", "fuzz_rows", "fuzz_sinkhorn", "fuzz_slices", "fuzz_sorted_l1", "fuzz_tail",
+]  # fmt: skip
 # Beside the interpreter, where a virtual environment has its tools.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
