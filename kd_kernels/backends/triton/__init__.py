@@ -14,6 +14,7 @@ from kd_kernels.backends.triton.launch import (
     tail_options,
 )
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
+from kd_kernels.backends.triton.sinkhorn import sinkhorn, sinkhorn_backward
 from kd_kernels.backends.triton.slices import slice_gradient, slice_statistics, slice_sums
 from kd_kernels.backends.triton.tail_kernel import (
     NO_ID,
@@ -25,7 +26,8 @@ from kd_kernels.divergences import Kernel
 from kd_kernels.reduction import count
 
 __all__ = [
-    "divergence", "divergence_backward", "scale_", "slice_gradient", "slice_statistics", "slice_sums", "specialise",
+    "divergence", "divergence_backward", "scale_", "sinkhorn", "sinkhorn_backward",
+    "slice_gradient", "slice_statistics", "slice_sums", "specialise",
 ]  # fmt: skip
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.

@@ -26,3 +26,8 @@ def row_options(family: str, amd: bool) -> dict[str, int | bool]:
 def tail_options(amd: bool) -> dict[str, int | bool]:
     """Options of the launches over a row's tail."""
     return {"num_warps": _ROW_THREADS // (64 if amd else 32), "enable_fp_fusion": False}
+
+
+def sinkhorn_options(amd: bool) -> dict[str, int | bool]:
+    """Options of the Sinkhorn kernels' launches: 16 entries of a tile to a thread, two programs to a multiprocessor."""
+    return tail_options(amd) | ({} if amd else {"maxnreg": 128})

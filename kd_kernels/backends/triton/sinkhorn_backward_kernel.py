@@ -1,0 +1,327 @@
+"""The derivative of the iterations, from the rho and sigma each of them left behind.
+
+With G = dL/dP, K of an iteration's frame, and t going down from the last iteration:
+
+    beta_j = (G^T P)_j / b_j,  alpha_i = (G P)_i / a_i at first, 0 later;
+    y~_j = y_j^t beta_j,  alpha_i -= rho_i^t (K y~)_i,  x~_i = x_i^t alpha_i,  beta_j = -sigma_j^{t-1} (K^T x~)_j;
+    dL/dC = P - (G P - sum_t K (x^t y~^T + x~ y^{t-1}^T)) / eps, the first P for the cost in <P, C>;
+    dL/da = sum_t alpha,  dL/db = sum_t beta.
+
+alpha and beta are what belongs to the logarithms of rho and sigma, over the masses: they are the same in every frame.
+x~ and y~ are kept, so that the gradient of a tile is one sweep over the iterations with K in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from kd_kernels.backends.triton.sinkhorn_tiles import (
+    STRIP,
+    TILE,
+    absorb,
+    build,
+    costs,
+    entries,
+    exponentials,
+    is_far,
+    lines,
+    moved,
+    publish,
+    relative,
+    sizes,
+)
+
+
+@triton.jit
+def _any_far(masses, scalings, count):
+    far = False
+    for i in range(tl.cdiv(count, TILE)):
+        line, there = lines(i, count)
+        mass = tl.load(masses + line, mask=there, other=0.0)
+        far = far | is_far(tl.load(scalings + line, mask=there, other=0.0), mass)
+    return far
+
+
+@triton.jit
+def _any_differ(masses, frame, other_frame, count):
+    differ = False
+    for i in range(tl.cdiv(count, TILE)):
+        line, there = lines(i, count)
+        mass = tl.load(masses + line, mask=there, other=0.0)
+        other = tl.load(other_frame + line, mask=there, other=0.0)
+        same = (tl.load(frame + line, mask=there, other=0.0) == other) | ~(mass > 0)
+        differ = differ | (tl.min(same.to(tl.int32), axis=0) == 0)
+    return differ
+
+
+@triton.jit
+def sinkhorn_turns_kernel(
+    masses, lengths, run, scalings, frames,  # (B, n + m), (B, 2), (B,), (B, T, n + m), (B, 3, n + m)
+    turns,  # (B, T + 1)
+    n, m, iterations,
+    HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """Where the frame changed: after iteration t > 0; for 0, between the rows and the columns of the first."""
+    problem = (tl.program_id(0) // (iterations + 1)).to(tl.int64)
+    t = tl.program_id(0) % (iterations + 1)
+    rows, columns = sizes(lengths, problem, n, m, HAS_LENGTHS)
+    masses += problem * (n + m)
+    frames += problem * 3 * (n + m)
+    last = tl.load(run + problem)
+    turned = False
+    if t <= 1:
+        turned = _any_differ(masses, frames, frames + (n + m), rows)
+        turned = turned | _any_differ(masses + n, frames + n, frames + (n + m) + n, columns)
+    if t > 0:
+        scalings += (problem * iterations + t - 1) * (n + m)
+        inside = t < tl.where(last < iterations, last + 1, last)
+        turned = _any_far(masses, scalings, tl.where(inside & ~turned, rows, 0))
+        turned = turned | _any_far(masses + n, scalings + n, tl.where(inside, columns, 0))
+    tl.store(turns + problem * (iterations + 1) + t, turned.to(tl.int32))
+
+
+@triton.jit
+def _last_scalings(scalings, turns, last, n, m):
+    """Where rho and sigma of the last iteration are, and whether its frame has absorbed either."""
+    absorbed = tl.load(turns + last) > 0
+    given = (last == 1) & (tl.load(turns) > 0)
+    return scalings + (last - 1) * (n + m), absorbed | given, absorbed
+
+
+@triton.jit
+def _gains(
+    cost, plan_upstream, upstream, row, row_mass, rho, f, column, column_mass, sigma, h, centre, eps,
+    row_stride, column_stride, plan_row_stride, plan_column_stride, ENTROPIC: tl.constexpr, HAS_PLAN: tl.constexpr,
+):  # fmt: skip
+    """P over both masses, and G less the centre of its column times that, for lines with these scalings."""
+    some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
+    ratio = exponentials(some, f, h, eps) * rho[:, None] * sigma[None, :]
+    gain = some.to(tl.float64)
+    if ENTROPIC:
+        gain = moved(f, row_mass * rho, eps)[:, None] + moved(h, column_mass * sigma, eps)[None, :]
+    gain = tl.where(ratio == 0, 0.0, gain) * upstream
+    if HAS_PLAN:
+        at = plan_upstream + row.to(tl.int64)[:, None] * plan_row_stride
+        at += column.to(tl.int64)[None, :] * plan_column_stride
+        gain += tl.load(at, mask=(row_mass > 0)[:, None] & (column_mass > 0)[None, :], other=0.0)
+    return ratio, ratio * (gain - centre[None, :]).to(tl.float32)
+
+
+@triton.jit
+def sinkhorn_gain_kernel(
+    upstream, plan_upstream, cost, masses, eps, lengths, run, scalings, frames, turns,
+    current, centres,  # (B, n + m), (B, m)
+    n, m, iterations, batch_stride, row_stride, column_stride, plan_batch_stride, plan_row_stride, plan_column_stride,
+    HAS_LENGTHS: tl.constexpr, ENTROPIC: tl.constexpr, HAS_PLAN: tl.constexpr,
+):  # fmt: skip
+    """alpha and beta to begin with, and the part of beta that is taken out of G.
+
+    A constant that G has in a column does nothing, as the sum of the column is given; only dL/db has it. Without it the
+    gradient of the cost, where all of G is divided by eps, is no small difference of large numbers.
+    """
+    problem = tl.program_id(0).to(tl.int64)
+    rows, columns = sizes(lengths, problem, n, m, HAS_LENGTHS)
+    cost += problem * batch_stride
+    plan_upstream += problem * plan_batch_stride
+    masses += problem * (n + m)
+    current += problem * (n + m)
+    centres += problem * m
+    frame = frames + (problem * 3 + 2) * (n + m)
+    eps = tl.load(eps + problem)
+    upstream = tl.load(upstream + problem)
+    scalings, rho_absorbed, sigma_absorbed = _last_scalings(
+        scalings + problem * iterations * (n + m), turns + problem * (iterations + 1), tl.load(run + problem), n, m
+    )
+    # beta of G, then alpha and the rest of beta of what G is less the former.
+    for centred in tl.static_range(2):
+        for i in range(tl.cdiv(rows, STRIP)):
+            row, row_in = lines(i, rows, STRIP)
+            row_mass = tl.load(masses + row, mask=row_in, other=0.0)
+            rho = relative(tl.load(scalings + row, mask=row_in, other=0.0), rho_absorbed)
+            f = tl.load(frame + row, mask=row_in, other=0.0)
+            alpha = tl.zeros([STRIP, TILE], tl.float32)
+            for j in range(tl.cdiv(columns, TILE)):
+                column, column_in = lines(j, columns)
+                column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
+                sigma = relative(tl.load(scalings + n + column, mask=column_in, other=0.0), sigma_absorbed)
+                h = tl.load(frame + n + column, mask=column_in, other=0.0)
+                centre = tl.zeros([TILE], tl.float32)
+                if centred:
+                    centre = tl.load(centres + column, mask=column_in, other=0.0)
+                _, gain = _gains(
+                    cost, plan_upstream, upstream, row, row_mass, rho, f, column, column_mass, sigma, h, centre, eps,
+                    row_stride, column_stride, plan_row_stride, plan_column_stride, ENTROPIC, HAS_PLAN,
+                )  # fmt: skip
+                alpha += gain * column_mass[None, :]
+                at = (current + n if centred else centres) + column
+                beta = tl.load(at, mask=column < tl.where(i > 0, columns, 0), other=0.0)
+                beta += tl.sum(gain * row_mass[:, None], axis=0)
+                tl.store(at, beta, mask=column_in)
+            if centred:
+                tl.store(current + row, tl.sum(alpha, axis=1), mask=row_in)
+            publish()
+
+
+@triton.jit
+def sinkhorn_backward_kernel(
+    cost, masses, eps, lengths, run, scalings, frames, turns,
+    kernel, current, centres,  # (B, tiles, TILE, TILE), (B, n + m), (B, m)
+    shares, mass_gradient,  # (B, T, n + m), (B, n + m)
+    n, m, iterations, batch_stride, row_stride, column_stride,
+    HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """All iterations backwards: x~ and y~ of each, and the gradient of the masses.
+
+    The last frame becomes the one before every absorption in turn.
+    """
+    problem = tl.program_id(0).to(tl.int64)
+    rows, columns = sizes(lengths, problem, n, m, HAS_LENGTHS)
+    row_tiles = tl.cdiv(rows, TILE)
+    column_tiles = tl.cdiv(m, TILE).to(tl.int64)
+    cost += problem * batch_stride
+    masses += problem * (n + m)
+    current += problem * (n + m)
+    centres += problem * m
+    mass_gradient += problem * (n + m)
+    scalings += problem * iterations * (n + m)
+    shares += problem * iterations * (n + m)
+    turns += problem * (iterations + 1)
+    frame = frames + (problem * 3 + 2) * (n + m)
+    kernel += problem * tl.cdiv(n, TILE) * column_tiles * (TILE * TILE)
+    eps = tl.load(eps + problem)
+    step = tl.load(run + problem)
+    last = step
+    stale = True
+    while step > 0:
+        now = scalings + (step - 1) * (n + m)
+        share = shares + (step - 1) * (n + m)
+        given = (step == 1) & (tl.load(turns) > 0)
+        if tl.load(turns + step) > 0:
+            absorb(frame, now, tl.where(given, 0, rows), -eps)
+            absorb(frame + n, now + n, columns, -eps)
+            publish()
+            stale = True
+        if stale:
+            build(cost, masses, frame, kernel, eps, n, rows, columns, column_tiles, row_stride, column_stride)
+            stale = False
+        for j in range(tl.cdiv(columns, TILE)):
+            column, column_in = lines(j, columns)
+            column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
+            sigma = tl.load(now + n + column, mask=column_in, other=0.0)
+            beta = tl.load(current + n + column, mask=column < tl.where(rows > 0, columns, 0), other=0.0)
+            tl.store(share + n + column, column_mass * sigma * beta, mask=column_in)
+            sum_so_far = tl.where(step < last, mass_gradient + n, centres) + column
+            beta += tl.load(sum_so_far, mask=column < tl.where(rows > 0, columns, 0), other=0.0)
+            tl.store(mass_gradient + n + column, beta, mask=column_in)
+        publish()
+        for i in range(row_tiles):
+            row, row_in = lines(i, rows)
+            row_mass = tl.load(masses + row, mask=row_in, other=0.0)
+            rho = tl.load(now + row, mask=row_in, other=0.0)
+            taken = tl.zeros([TILE, TILE], tl.float32)
+            for j in range(tl.cdiv(columns, TILE)):
+                column, column_in = lines(j, columns)
+                y = tl.load(share + n + column, mask=column_in, other=0.0)
+                k = tl.load(entries(kernel, i, j, column_tiles))
+                taken = tl.fma(k, tl.broadcast_to(y[None, :], [TILE, TILE]), taken)
+            alpha = tl.load(current + row, mask=row < tl.where(step == last, rows, 0), other=0.0)
+            alpha -= relative(rho, given) * tl.sum(taken, axis=1)
+            x = row_mass * rho * alpha
+            tl.store(share + row, x, mask=row_in)
+            alpha += tl.load(mass_gradient + row, mask=row < tl.where(step < last, rows, 0), other=0.0)
+            tl.store(mass_gradient + row, alpha, mask=row_in)
+            for j in range(tl.cdiv(tl.where(step > 1, columns, 0), TILE)):
+                column, column_in = lines(j, columns)
+                beta = tl.load(current + n + column, mask=column < tl.where(i > 0, columns, 0), other=0.0)
+                beta += tl.sum(tl.load(entries(kernel, i, j, column_tiles)) * x[:, None], axis=0)
+                tl.store(current + n + column, beta, mask=column_in)
+            publish()
+        step -= 1
+        absorbed = tl.load(turns + step) > 0
+        for j in range(tl.cdiv(tl.where(step > 0, columns, 0), TILE)):
+            column, column_in = lines(j, columns)
+            sigma = relative(tl.load(now - (n + m) + n + column, mask=column_in, other=0.0), absorbed)
+            beta = tl.load(current + n + column, mask=column_in, other=0.0)
+            tl.store(current + n + column, -sigma * beta, mask=column_in)
+        publish()
+
+
+@triton.jit
+def sinkhorn_gradient_kernel(
+    upstream, plan_upstream, cost, masses, eps, lengths, run, scalings, frames, turns, centres, shares,
+    gradient,  # (B, n, m)
+    n, m, iterations, batch_stride, row_stride, column_stride, plan_batch_stride, plan_row_stride, plan_column_stride,
+    HAS_LENGTHS: tl.constexpr, ENTROPIC: tl.constexpr, HAS_PLAN: tl.constexpr,
+):  # fmt: skip
+    """dL/dC of a strip of a tile, in the frames from the last to the first. `frames`: as the iterations left them."""
+    strips, column_tiles = tl.cdiv(n, STRIP), tl.cdiv(m, TILE)
+    tile = tl.program_id(0).to(tl.int64)
+    j = (tile % column_tiles).to(tl.int32)
+    i = (tile // column_tiles % strips).to(tl.int32)
+    problem = tile // column_tiles // strips
+    rows, columns = sizes(lengths, problem, n, m, HAS_LENGTHS)
+    row, row_in = lines(i, rows, STRIP)
+    column, column_in = lines(j, columns)
+    total = tl.zeros([STRIP, TILE], tl.float32)
+    if (i * STRIP < rows) & (j * TILE < columns):
+        cost += problem * batch_stride
+        plan_upstream += problem * plan_batch_stride
+        masses += problem * (n + m)
+        scalings += problem * iterations * (n + m)
+        shares += problem * iterations * (n + m)
+        turns += problem * (iterations + 1)
+        frames += problem * 3 * (n + m)
+        eps = tl.load(eps + problem)
+        upstream = tl.load(upstream + problem)
+        inverse_eps = (1.0 / eps).to(tl.float32)
+        row_mass = tl.load(masses + row, mask=row_in, other=0.0)
+        column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
+        step = tl.load(run + problem)
+        second = tl.load(turns) > 0
+        now, rho_absorbed, sigma_absorbed = _last_scalings(scalings, turns, step, n, m)
+        rho = relative(tl.load(now + row, mask=row_in, other=0.0), rho_absorbed)
+        sigma = relative(tl.load(now + n + column, mask=column_in, other=0.0), sigma_absorbed)
+        f = tl.load(frames + 2 * (n + m) + row, mask=row_in, other=0.0)
+        h = tl.load(frames + 2 * (n + m) + n + column, mask=column_in, other=0.0)
+        centre = tl.load(centres + problem * m + column, mask=column_in, other=0.0)
+        ratio, gain = _gains(
+            cost, plan_upstream, upstream, row, row_mass, rho, f, column, column_mass, sigma, h, centre, eps,
+            row_stride, column_stride, plan_row_stride, plan_column_stride, ENTROPIC, HAS_PLAN,
+        )  # fmt: skip
+        total = (ratio * upstream - gain * inverse_eps) * row_mass[:, None] * column_mass[None, :]
+        some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
+        k = exponentials(some, f, h, eps)
+        pairs = tl.zeros([STRIP, TILE], tl.float32)
+        while step > 0:
+            now = scalings + (step - 1) * (n + m)
+            share = shares + (step - 1) * (n + m)
+            given = (step == 1) & second
+            rho = tl.load(now + row, mask=row_in, other=0.0)
+            sigma = tl.load(now + n + column, mask=column_in, other=0.0)
+            if tl.load(turns + step) > 0:
+                total += k * pairs * inverse_eps
+                pairs = tl.zeros([STRIP, TILE], tl.float32)
+                f = tl.where(given, f, moved(f, rho, -eps))
+                h = moved(h, sigma, -eps)
+                some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
+                k = exponentials(some, f, h, eps)
+            x = row_mass * relative(rho, given)
+            y = tl.load(share + n + column, mask=column_in, other=0.0)
+            pairs += x[:, None] * y[None, :]
+            if given:
+                total += k * pairs * inverse_eps
+                pairs = tl.zeros([STRIP, TILE], tl.float32)
+                f = tl.load(frames + row, mask=row_in, other=0.0)
+                h = tl.load(frames + n + column, mask=column_in, other=0.0)
+                some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
+                k = exponentials(some, f, h, eps)
+            x = tl.load(share + row, mask=row_in, other=0.0)
+            step -= 1
+            sigma = tl.load(now - (n + m) + n + column, mask=column < tl.where(step > 0, columns, 0), other=1.0)
+            y = column_mass * relative(sigma, tl.load(turns + step) > 0)
+            y = tl.where(step > 0, y, tl.where(column_mass > 0, 1.0, 0.0))
+            pairs += x[:, None] * y[None, :]
+        total += k * pairs * inverse_eps
+    row, row_in = lines(i, n, STRIP)
+    column, column_in = lines(j, m)
+    at = gradient + problem * n * m + row.to(tl.int64)[:, None] * m + column[None, :]
+    tl.store(at, total.to(gradient.dtype.element_ty), mask=row_in[:, None] & column_in[None, :])
