@@ -8,6 +8,7 @@ from kd_kernels.backends.triton.sinkhorn_backward_kernel import (
     sinkhorn_backward_kernel,
     sinkhorn_gain_kernel,
     sinkhorn_gradient_kernel,
+    sinkhorn_mass_gradient_kernel,
     sinkhorn_turns_kernel,
 )
 from kd_kernels.backends.triton.sinkhorn_kernel import sinkhorn_kernel, sinkhorn_start_kernel, sinkhorn_value_kernel
@@ -77,39 +78,43 @@ def sinkhorn_backward(
     """-> gradients of cost, a and b; those not wanted [0]."""
     batch, n, m = cost.shape
     gradient = torch.empty(cost.shape if wanted[0] else 0, dtype=cost.dtype, device=cost.device)
-    mass_gradient = torch.zeros(batch, n + m, device=cost.device)
+    of_a, of_b = (torch.empty(batch, k, device=cost.device) for k in (n, m))
     if batch:
         iterations = history.shape[1]
         masses = _masses(cost, a, b, lengths)
-        current, shares = torch.empty_like(mass_gradient), torch.empty_like(history)
-        centres = torch.empty(batch, m, device=cost.device)
+        current, shares, centres = torch.empty_like(masses), torch.empty_like(history), torch.empty_like(of_b)
         turns = torch.empty(batch, iterations + 1, dtype=torch.int32, device=cost.device)
         eps, upstream = eps.contiguous(), upstream.float().contiguous()
         lengths = run if lengths is None else lengths.contiguous()
         options = {"HAS_LENGTHS": lengths is not run, **sinkhorn_options(amd=torch.version.hip is not None)}
         parts = {"ENTROPIC": value == "entropic", "HAS_PLAN": plan_upstream is not None, **options}
         asked = cost if plan_upstream is None else plan_upstream
+        strides = cost.stride()
         past = masses, eps, lengths, run, history, offsets, turns
         sinkhorn_turns_kernel[(batch * (iterations + 1),)](
             masses, lengths, run, history, offsets, turns, n, m, iterations, **options
         )
         sinkhorn_gain_kernel[(batch,)](
-            upstream, asked, cost, *past, current, centres, n, m, iterations, *cost.stride(), *asked.stride(), **parts
+            upstream, asked, cost, *past, shares, current, centres, n, m, iterations, *strides, *asked.stride(), **parts
         )
         # The kernel goes through all frames with the last.
         sinkhorn_backward_kernel[(batch,)](
-            cost, masses, eps, lengths, run, history, offsets.clone(), turns, _tiles(cost), current, centres, shares,
-            mass_gradient, n, m, iterations, *cost.stride(), **options,
+            cost, masses, eps, lengths, run, history, offsets.clone(), turns, _tiles(cost), current, shares,
+            n, m, iterations, *strides, **options,
         )  # fmt: skip
+        tiles = -(-n // TILE.value) + -(-m // TILE.value)
+        if (wanted[1] or wanted[2]) and tiles:
+            sinkhorn_mass_gradient_kernel[(batch * tiles,)](
+                lengths, run, shares, centres, of_a, of_b, n, m, iterations, **options
+            )
         strips = batch * -(-n // STRIP.value) * -(-m // TILE.value)
         if wanted[0] and strips:
             sinkhorn_gradient_kernel[(strips,)](
-                upstream, asked, cost, *past, centres, shares, gradient,
-                n, m, iterations, *cost.stride(), *asked.stride(), **parts,
+                upstream, asked, cost, *past, centres, shares, gradient, n, m, iterations, *strides, *asked.stride(),
+                **parts,
             )  # fmt: skip
-    of_a, of_b = mass_gradient.split([n, m], 1)
-    nothing = mass_gradient.new_empty(0)
-    return gradient, of_a.contiguous() if wanted[1] else nothing, of_b.contiguous() if wanted[2] else nothing
+    nothing = of_a.new_empty(0)
+    return gradient, of_a if wanted[1] else nothing, of_b if wanted[2] else nothing
 
 
 def _masses(cost: Tensor, a: Tensor | None, b: Tensor | None, lengths: Tensor | None) -> Tensor:

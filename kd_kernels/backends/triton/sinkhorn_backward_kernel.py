@@ -7,14 +7,16 @@ With G = dL/dP, K of an iteration's frame, and t going down from the last iterat
     dL/dC = P - (G P - sum_t K (x^t y~^T + x~ y^{t-1}^T)) / eps, the first P for the cost in <P, C>;
     dL/da = sum_t alpha,  dL/db = sum_t beta.
 
-alpha and beta are what belongs to the logarithms of rho and sigma, over the masses: they are the same in every frame.
-x~ and y~ are kept, so that the gradient of a tile is one sweep over the iterations with K in registers.
+alpha and beta are the derivatives by the logarithms of x and y over the masses, the same in every frame. Those of every
+iteration are kept, so that the gradient of a tile is one sweep over the iterations with K in registers.
 """
 
 import triton
 import triton.language as tl
 
 from kd_kernels.backends.triton.sinkhorn_tiles import (
+    FOREIGN,
+    SIZES,
     STRIP,
     TILE,
     absorb,
@@ -34,7 +36,7 @@ from kd_kernels.backends.triton.sinkhorn_tiles import (
 @triton.jit
 def _any_far(masses, scalings, count):
     far = False
-    for i in range(tl.cdiv(count, TILE)):
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
         line, there = lines(i, count)
         mass = tl.load(masses + line, mask=there, other=0.0)
         far = far | is_far(tl.load(scalings + line, mask=there, other=0.0), mass)
@@ -44,7 +46,7 @@ def _any_far(masses, scalings, count):
 @triton.jit
 def _any_differ(masses, frame, other_frame, count):
     differ = False
-    for i in range(tl.cdiv(count, TILE)):
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
         line, there = lines(i, count)
         mass = tl.load(masses + line, mask=there, other=0.0)
         other = tl.load(other_frame + line, mask=there, other=0.0)
@@ -53,7 +55,7 @@ def _any_differ(masses, frame, other_frame, count):
     return differ
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_turns_kernel(
     masses, lengths, run, scalings, frames,  # (B, n + m), (B, 2), (B,), (B, T, n + m), (B, 3, n + m)
     turns,  # (B, T + 1)
@@ -106,14 +108,14 @@ def _gains(
     return ratio, ratio * (gain - centre[None, :]).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_gain_kernel(
     upstream, plan_upstream, cost, masses, eps, lengths, run, scalings, frames, turns,
-    current, centres,  # (B, n + m), (B, m)
+    shares, current, centres,  # (B, T, n + m), (B, n + m), (B, m)
     n, m, iterations, batch_stride, row_stride, column_stride, plan_batch_stride, plan_row_stride, plan_column_stride,
     HAS_LENGTHS: tl.constexpr, ENTROPIC: tl.constexpr, HAS_PLAN: tl.constexpr,
 ):  # fmt: skip
-    """alpha and beta to begin with, and the part of beta that is taken out of G.
+    """alpha to begin with to `current`, beta to the last iteration's share, and what is taken out of both and of G.
 
     A constant that G has in a column does nothing, as the sum of the column is given; only dL/db has it. Without it the
     gradient of the cost, where all of G is divided by eps, is no small difference of large numbers.
@@ -128,18 +130,20 @@ def sinkhorn_gain_kernel(
     frame = frames + (problem * 3 + 2) * (n + m)
     eps = tl.load(eps + problem)
     upstream = tl.load(upstream + problem)
+    last = tl.load(run + problem)
+    shares += (problem * iterations + last - 1) * (n + m)
     scalings, rho_absorbed, sigma_absorbed = _last_scalings(
-        scalings + problem * iterations * (n + m), turns + problem * (iterations + 1), tl.load(run + problem), n, m
+        scalings + problem * iterations * (n + m), turns + problem * (iterations + 1), last, n, m
     )
     # beta of G, then alpha and the rest of beta of what G is less the former.
     for centred in tl.static_range(2):
-        for i in range(tl.cdiv(rows, STRIP)):
+        for i in tl.range(tl.cdiv(rows, STRIP), disable_licm=True):
             row, row_in = lines(i, rows, STRIP)
             row_mass = tl.load(masses + row, mask=row_in, other=0.0)
             rho = relative(tl.load(scalings + row, mask=row_in, other=0.0), rho_absorbed)
             f = tl.load(frame + row, mask=row_in, other=0.0)
             alpha = tl.zeros([STRIP, TILE], tl.float32)
-            for j in range(tl.cdiv(columns, TILE)):
+            for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
                 column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
                 sigma = relative(tl.load(scalings + n + column, mask=column_in, other=0.0), sigma_absorbed)
@@ -152,7 +156,7 @@ def sinkhorn_gain_kernel(
                     row_stride, column_stride, plan_row_stride, plan_column_stride, ENTROPIC, HAS_PLAN,
                 )  # fmt: skip
                 alpha += gain * column_mass[None, :]
-                at = (current + n if centred else centres) + column
+                at = (shares + n if centred else centres) + column
                 beta = tl.load(at, mask=column < tl.where(i > 0, columns, 0), other=0.0)
                 beta += tl.sum(gain * row_mass[:, None], axis=0)
                 tl.store(at, beta, mask=column_in)
@@ -161,15 +165,14 @@ def sinkhorn_gain_kernel(
             publish()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_backward_kernel(
     cost, masses, eps, lengths, run, scalings, frames, turns,
-    kernel, current, centres,  # (B, tiles, TILE, TILE), (B, n + m), (B, m)
-    shares, mass_gradient,  # (B, T, n + m), (B, n + m)
+    kernel, current, shares,  # (B, tiles, TILE, TILE), (B, n + m), (B, T, n + m)
     n, m, iterations, batch_stride, row_stride, column_stride,
     HAS_LENGTHS: tl.constexpr,
 ):  # fmt: skip
-    """All iterations backwards: x~ and y~ of each, and the gradient of the masses.
+    """All iterations backwards: alpha and beta of each to `shares`.
 
     The last frame becomes the one before every absorption in turn.
     """
@@ -180,10 +183,6 @@ def sinkhorn_backward_kernel(
     cost += problem * batch_stride
     masses += problem * (n + m)
     current += problem * (n + m)
-    centres += problem * m
-    mass_gradient += problem * (n + m)
-    scalings += problem * iterations * (n + m)
-    shares += problem * iterations * (n + m)
     turns += problem * (iterations + 1)
     frame = frames + (problem * 3 + 2) * (n + m)
     kernel += problem * tl.cdiv(n, TILE) * column_tiles * (TILE * TILE)
@@ -192,8 +191,8 @@ def sinkhorn_backward_kernel(
     last = step
     stale = True
     while step > 0:
-        now = scalings + (step - 1) * (n + m)
-        share = shares + (step - 1) * (n + m)
+        now = scalings + (problem * iterations + step - 1) * (n + m)
+        share = shares + (problem * iterations + step - 1) * (n + m)
         given = (step == 1) & (tl.load(turns) > 0)
         if tl.load(turns + step) > 0:
             absorb(frame, now, tl.where(given, 0, rows), -eps)
@@ -203,49 +202,75 @@ def sinkhorn_backward_kernel(
         if stale:
             build(cost, masses, frame, kernel, eps, n, rows, columns, column_tiles, row_stride, column_stride)
             stale = False
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(tl.where(rows > 0, columns, 0), TILE), disable_licm=True):
             column, column_in = lines(j, columns)
-            column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
-            sigma = tl.load(now + n + column, mask=column_in, other=0.0)
-            beta = tl.load(current + n + column, mask=column < tl.where(rows > 0, columns, 0), other=0.0)
-            tl.store(share + n + column, column_mass * sigma * beta, mask=column_in)
-            sum_so_far = tl.where(step < last, mass_gradient + n, centres) + column
-            beta += tl.load(sum_so_far, mask=column < tl.where(rows > 0, columns, 0), other=0.0)
-            tl.store(mass_gradient + n + column, beta, mask=column_in)
+            y = tl.load(masses + n + column, mask=column_in, other=0.0)
+            y *= tl.load(now + n + column, mask=column_in, other=0.0)
+            y *= tl.load(share + n + column, mask=column_in, other=0.0)
+            tl.store(current + n + column, y, mask=column_in)
         publish()
-        for i in range(row_tiles):
+        for i in tl.range(row_tiles, disable_licm=True):
             row, row_in = lines(i, rows)
-            row_mass = tl.load(masses + row, mask=row_in, other=0.0)
             rho = tl.load(now + row, mask=row_in, other=0.0)
             taken = tl.zeros([TILE, TILE], tl.float32)
-            for j in range(tl.cdiv(columns, TILE)):
+            for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
-                y = tl.load(share + n + column, mask=column_in, other=0.0)
+                y = tl.load(current + n + column, mask=column_in, other=0.0)
                 k = tl.load(entries(kernel, i, j, column_tiles))
                 taken = tl.fma(k, tl.broadcast_to(y[None, :], [TILE, TILE]), taken)
             alpha = tl.load(current + row, mask=row < tl.where(step == last, rows, 0), other=0.0)
             alpha -= relative(rho, given) * tl.sum(taken, axis=1)
-            x = row_mass * rho * alpha
-            tl.store(share + row, x, mask=row_in)
-            alpha += tl.load(mass_gradient + row, mask=row < tl.where(step < last, rows, 0), other=0.0)
-            tl.store(mass_gradient + row, alpha, mask=row_in)
-            for j in range(tl.cdiv(tl.where(step > 1, columns, 0), TILE)):
+            tl.store(share + row, alpha, mask=row_in)
+            x = tl.load(masses + row, mask=row_in, other=0.0) * rho * alpha
+            for j in tl.range(tl.cdiv(tl.where(step > 1, columns, 0), TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
-                beta = tl.load(current + n + column, mask=column < tl.where(i > 0, columns, 0), other=0.0)
-                beta += tl.sum(tl.load(entries(kernel, i, j, column_tiles)) * x[:, None], axis=0)
-                tl.store(current + n + column, beta, mask=column_in)
+                at = share - (n + m) + n + column
+                total = tl.load(at, mask=column < tl.where(i > 0, columns, 0), other=0.0)
+                total += tl.sum(tl.load(entries(kernel, i, j, column_tiles)) * x[:, None], axis=0)
+                tl.store(at, total, mask=column_in)
             publish()
         step -= 1
         absorbed = tl.load(turns + step) > 0
-        for j in range(tl.cdiv(tl.where(step > 0, columns, 0), TILE)):
+        for j in tl.range(tl.cdiv(tl.where((step > 0) & (rows > 0), columns, 0), TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             sigma = relative(tl.load(now - (n + m) + n + column, mask=column_in, other=0.0), absorbed)
-            beta = tl.load(current + n + column, mask=column_in, other=0.0)
-            tl.store(current + n + column, -sigma * beta, mask=column_in)
+            at = share - (n + m) + n + column
+            tl.store(at, -sigma * tl.load(at, mask=column_in, other=0.0), mask=column_in)
         publish()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
+def sinkhorn_mass_gradient_kernel(
+    lengths, run, shares, centres,
+    a_gradient, b_gradient,  # (B, n), (B, m)
+    n, m, iterations,
+    HAS_LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """dL/da and dL/db of a tile of lines; 0 beyond the lengths."""
+    row_tiles = tl.cdiv(n, TILE)
+    tiles = row_tiles + tl.cdiv(m, TILE)
+    problem = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    rows, columns = sizes(lengths, problem, n, m, HAS_LENGTHS)
+    shares += problem * iterations * (n + m)
+    step = tl.load(run + problem)
+    if tile < row_tiles:
+        row, row_in = lines(tile, rows)
+        total = tl.zeros([TILE], tl.float32)
+        while step > 0:
+            step -= 1
+            total += tl.load(shares + step * (n + m) + row, mask=row_in, other=0.0)
+        tl.store(a_gradient + problem * n + row, total, mask=row < n)
+    else:
+        column, column_in = lines(tile - row_tiles, tl.where(rows > 0, columns, 0))
+        total = tl.load(centres + problem * m + column, mask=column_in, other=0.0)
+        while step > 0:
+            step -= 1
+            total += tl.load(shares + step * (n + m) + n + column, mask=column_in, other=0.0)
+        tl.store(b_gradient + problem * m + column, total, mask=column < m)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_gradient_kernel(
     upstream, plan_upstream, cost, masses, eps, lengths, run, scalings, frames, turns, centres, shares,
     gradient,  # (B, n, m)
@@ -262,6 +287,8 @@ def sinkhorn_gradient_kernel(
     row, row_in = lines(i, rows, STRIP)
     column, column_in = lines(j, columns)
     total = tl.zeros([STRIP, TILE], tl.float32)
+    eps = tl.load(eps + problem)
+    upstream = tl.load(upstream + problem)
     if (i * STRIP < rows) & (j * TILE < columns):
         cost += problem * batch_stride
         plan_upstream += problem * plan_batch_stride
@@ -270,8 +297,6 @@ def sinkhorn_gradient_kernel(
         shares += problem * iterations * (n + m)
         turns += problem * (iterations + 1)
         frames += problem * 3 * (n + m)
-        eps = tl.load(eps + problem)
-        upstream = tl.load(upstream + problem)
         inverse_eps = (1.0 / eps).to(tl.float32)
         row_mass = tl.load(masses + row, mask=row_in, other=0.0)
         column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
@@ -305,7 +330,7 @@ def sinkhorn_gradient_kernel(
                 some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
                 k = exponentials(some, f, h, eps)
             x = row_mass * relative(rho, given)
-            y = tl.load(share + n + column, mask=column_in, other=0.0)
+            y = column_mass * sigma * tl.load(share + n + column, mask=column_in, other=0.0)
             pairs += x[:, None] * y[None, :]
             if given:
                 total += k * pairs * inverse_eps
@@ -314,7 +339,7 @@ def sinkhorn_gradient_kernel(
                 h = tl.load(frames + n + column, mask=column_in, other=0.0)
                 some = costs(cost, row, row_mass, column, column_mass, row_stride, column_stride)
                 k = exponentials(some, f, h, eps)
-            x = tl.load(share + row, mask=row_in, other=0.0)
+            x = row_mass * rho * tl.load(share + row, mask=row_in, other=0.0)
             step -= 1
             sigma = tl.load(now - (n + m) + n + column, mask=column < tl.where(step > 0, columns, 0), other=1.0)
             y = column_mass * relative(sigma, tl.load(turns + step) > 0)

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 
 from kd_kernels.backends.triton.sinkhorn_tiles import (
+    FOREIGN,
+    SIZES,
     STRIP,
     TILE,
     absorb,
@@ -32,11 +34,11 @@ UNREACHED = tl.constexpr(2.0**-60)  # less than this is no sum of a column to go
 @triton.jit
 def _reach_rows(cost, masses, frame, n, rows, columns, row_stride, column_stride):
     """F_i = min_j (C_ij - H_j): every row has an entry of 1."""
-    for i in range(tl.cdiv(rows, STRIP)):
+    for i in tl.range(tl.cdiv(rows, STRIP), disable_licm=True):
         row, row_in = lines(i, rows, STRIP)
         row_mass = tl.load(masses + row, mask=row_in, other=0.0)
         nearest = tl.full([STRIP, TILE], float("inf"), tl.float64)
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
             h = tl.load(frame + n + column, mask=column_in, other=0.0)
@@ -49,11 +51,11 @@ def _reach_rows(cost, masses, frame, n, rows, columns, row_stride, column_stride
 @triton.jit
 def _reach_columns(cost, masses, scalings, frame, n, rows, columns, row_stride, column_stride):
     """H_j = min_i (C_ij - F_i) over the rows that send: every column has an entry of 1."""
-    for j in range(tl.cdiv(columns, TILE)):
+    for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
         column, column_in = lines(j, columns)
         column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
         nearest = tl.full([STRIP, TILE], float("inf"), tl.float64)
-        for i in range(tl.cdiv(rows, STRIP)):
+        for i in tl.range(tl.cdiv(rows, STRIP), disable_licm=True):
             row, row_in = lines(i, rows, STRIP)
             sends = relative(tl.load(scalings + row, mask=row_in, other=0.0), True)
             f = tl.load(frame + row, mask=row_in, other=0.0)
@@ -66,12 +68,12 @@ def _reach_columns(cost, masses, scalings, frame, n, rows, columns, row_stride, 
 @triton.jit
 def _half_iteration(cost, masses, scalings, frame, eps, n, rows, columns, row_stride, column_stride):
     """rho from y = 1, and the sums of columns in the place of sigma; -> whether one with mass is out of reach."""
-    for i in range(tl.cdiv(rows, STRIP)):
+    for i in tl.range(tl.cdiv(rows, STRIP), disable_licm=True):
         row, row_in = lines(i, rows, STRIP)
         row_mass = tl.load(masses + row, mask=row_in, other=0.0)
         f = tl.load(frame + row, mask=row_in, other=0.0)
         sent = tl.zeros([STRIP, TILE], tl.float32)
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
             h = tl.load(frame + n + column, mask=column_in, other=0.0)
@@ -79,7 +81,7 @@ def _half_iteration(cost, masses, scalings, frame, eps, n, rows, columns, row_st
             sent += exponentials(some, f, h, eps)
         rho = reciprocal(tl.sum(sent, axis=1), row_mass)
         tl.store(scalings + row, rho, mask=row_in)
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
             h = tl.load(frame + n + column, mask=column_in, other=0.0)
@@ -89,7 +91,7 @@ def _half_iteration(cost, masses, scalings, frame, eps, n, rows, columns, row_st
             tl.store(scalings + n + column, total, mask=column_in)
         publish()
     unreached = False
-    for j in range(tl.cdiv(columns, TILE)):
+    for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
         column, column_in = lines(j, columns)
         column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
         few = tl.load(scalings + n + column, mask=column < tl.where(rows > 0, columns, 0), other=0.0) < UNREACHED
@@ -97,7 +99,7 @@ def _half_iteration(cost, masses, scalings, frame, eps, n, rows, columns, row_st
     return unreached
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_start_kernel(
     cost, masses, eps, lengths, start,  # (B, n, m), (B, n + m), (B,), (B, 2), (B, m)
     scalings, frames, current, second,  # (B, slots, n + m), (B, 3, n + m), (B, n + m), (B,)
@@ -118,7 +120,7 @@ def sinkhorn_start_kernel(
     frames += problem * 3 * (n + m)
     frame = frames + 2 * (n + m)
     eps = tl.load(eps + problem)
-    for j in range(tl.cdiv(columns, TILE)):
+    for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
         column, column_in = lines(j, columns)
         column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
         h = tl.zeros([TILE], tl.float64)
@@ -143,12 +145,12 @@ def sinkhorn_start_kernel(
 
 @triton.jit
 def _copy(source, target, count):
-    for i in range(tl.cdiv(count, TILE)):
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
         line, there = lines(i, count)
         tl.store(target + line, tl.load(source + line, mask=there, other=0.0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_kernel(
     cost, masses, eps, lengths,  # (B, n, m), (B, n + m), (B,), (B, 2)
     scalings, frames, kernel, current,  # (B, slots, n + m), (B, 3, n + m), (B, tiles, TILE, TILE), (B, n + m)
@@ -165,48 +167,41 @@ def sinkhorn_kernel(
     cost += problem * batch_stride
     masses += problem * (n + m)
     current += problem * (n + m)
-    scalings += problem * slots * (n + m)
     frame = frames + (problem * 3 + 2) * (n + m)
     kernel += problem * tl.cdiv(n, TILE) * column_tiles * (TILE * TILE)
     eps = tl.load(eps + problem)
-    mass = 0.0
-    if HAS_TOLERANCE:
-        for i in range(row_tiles):
-            row, row_in = lines(i, rows)
-            mass += tl.sum(tl.load(masses + row, mask=row_in, other=0.0), axis=0)
-        mass = tl.where(mass > 0, mass, 1.0)
-
     step = tl.zeros([], tl.int32)
     going = True
     stale = True  # whether K is of another frame
-    absorbed = tl.load(run + problem) > 0  # whether the frame holds rho of the iteration before, at first of this one
+    second = tl.load(run + problem) > 0
     while going:
         if stale:
             build(cost, masses, frame, kernel, eps, n, rows, columns, column_tiles, row_stride, column_stride)
-        now = scalings + (step % slots).to(tl.int64) * (n + m)
-        before = scalings + ((step + slots - 1) % slots).to(tl.int64) * (n + m)
-        given = (step == 0) & absorbed  # rho is
+        now = scalings + (problem * slots + step % slots) * (n + m)
+        given = (step == 0) & second  # rho is, and absorbed
         far = False
+        mass = 0.0
         misplaced = 0.0
-        for i in range(row_tiles):
+        for i in tl.range(row_tiles, disable_licm=True):
             row, row_in = lines(i, rows)
             row_mass = tl.load(masses + row, mask=row_in, other=0.0)
             sent = tl.zeros([TILE, TILE], tl.float32)
-            for j in range(tl.cdiv(columns, TILE)):
+            for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
                 y = tl.load(current + n + column, mask=column_in, other=0.0)
                 k = tl.load(entries(kernel, i, j, column_tiles))
                 sent = tl.fma(k, tl.broadcast_to(y[None, :], [TILE, TILE]), sent)
             total = tl.sum(sent, axis=1)
             if HAS_TOLERANCE:
-                rho = tl.load(before + row, mask=row < tl.where(step > 0, rows, 0), other=0.0)
-                misplaced += tl.sum(tl.abs(row_mass * relative(rho, absorbed) * total - row_mass), axis=0)
+                x = tl.load(current + row, mask=row < tl.where(step > 0, rows, 0), other=0.0)
+                misplaced += tl.sum(tl.abs(x * total - row_mass), axis=0)
+                mass += tl.sum(row_mass, axis=0)
             rho = tl.load(now + row, mask=row < tl.where(given, rows, 0), other=0.0)
             rho = tl.where(given, rho, reciprocal(total, row_mass))
             tl.store(now + row, rho, mask=row_in)
             far = far | is_far(rho, row_mass)
             x = row_mass * relative(rho, given)
-            for j in range(tl.cdiv(columns, TILE)):
+            for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
                 total = tl.load(now + n + column, mask=column < tl.where(i > 0, columns, 0), other=0.0)
                 total += tl.sum(tl.load(entries(kernel, i, j, column_tiles)) * x[:, None], axis=0)
@@ -214,13 +209,12 @@ def sinkhorn_kernel(
             publish()
         met = False
         if HAS_TOLERANCE:
-            met = (step > 0) & (misplaced / mass <= tolerance)
+            met = (step > 0) & (misplaced / tl.where(mass > 0, mass, 1.0) <= tolerance)
         if met:
             going = False
         else:
-            absorbed = given
             far = far & ~given
-            for j in range(tl.cdiv(columns, TILE)):
+            for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
                 column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
                 sigma = reciprocal(tl.load(now + n + column, mask=column < summed, other=0.0), column_mass)
@@ -228,39 +222,40 @@ def sinkhorn_kernel(
                 tl.store(now + n + column, sigma, mask=column_in)
                 tl.store(current + n + column, column_mass * sigma, mask=column_in)
                 far = far | is_far(sigma, column_mass)
+            _scale(current, masses, now, rows, given)
             publish()
             step += 1
             going = step < iterations
             stale = far & going
             if stale:
-                absorb(frame, now, tl.where(absorbed, 0, rows), eps)
+                absorb(frame, now, tl.where(given, 0, rows), eps)
                 absorb(frame + n, now + n, columns, eps)
-                for j in range(tl.cdiv(columns, TILE)):
-                    column, column_in = lines(j, columns)
-                    column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
-                    sigma = tl.load(now + n + column, mask=column_in, other=0.0)
-                    tl.store(current + n + column, column_mass * relative(sigma, True), mask=column_in)
+                _scale(current, masses, now, rows, True)
+                _scale(current + n, masses + n, now + n, columns, True)
                 publish()
-                absorbed = True
     tl.store(run + problem, step.to(tl.int64))
-    now = scalings + ((step + slots - 1) % slots).to(tl.int64) * (n + m)
-    for i in range(row_tiles):
-        row, row_in = lines(i, rows)
-        row_mass = tl.load(masses + row, mask=row_in, other=0.0)
-        rho = tl.load(now + row, mask=row_in, other=0.0)
-        tl.store(current + row, row_mass * relative(rho, absorbed), mask=row_in)
+
+
+@triton.jit
+def _scale(current, masses, scalings, count, absorbed):
+    """x or y, from rho or sigma, in the frame."""
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
+        line, there = lines(i, count)
+        mass = tl.load(masses + line, mask=there, other=0.0)
+        scaling = tl.load(scalings + line, mask=there, other=0.0)
+        tl.store(current + line, mass * relative(scaling, absorbed), mask=there)
 
 
 @triton.jit
 def _potentials(potentials, frame, current, count, eps):
-    for i in range(tl.cdiv(count, TILE)):
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
         line, there = lines(i, count)
         scaling = tl.load(current + line, mask=there, other=0.0)
         potential = moved(tl.load(frame + line, mask=there, other=0.0), scaling, eps).to(tl.float32)
         tl.store(potentials + line, tl.where(scaling == 0, float("-inf"), potential), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=FOREIGN)
 def sinkhorn_value_kernel(
     cost, masses, eps, lengths, frames, current,
     value, f, g, plan, error,  # (B,), (B, n), (B, m), (B, n, m), (B,)
@@ -280,14 +275,14 @@ def sinkhorn_value_kernel(
     total = 0.0
     mass = 0.0
     misplaced = 0.0
-    for i in range(tl.cdiv(rows, STRIP)):
+    for i in tl.range(tl.cdiv(rows, STRIP), disable_licm=True):
         row, row_in = lines(i, rows, STRIP)
         row_mass = tl.load(masses + row, mask=row_in, other=0.0)
         x = tl.load(current + row, mask=row_in, other=0.0)
         offset = tl.load(frame + row, mask=row_in, other=0.0)
         sent = tl.zeros([STRIP, TILE], tl.float32)
         terms = tl.zeros([STRIP, TILE], tl.float32)
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
             y = tl.load(current + n + column, mask=column_in, other=0.0)

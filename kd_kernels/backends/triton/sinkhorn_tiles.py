@@ -3,15 +3,23 @@
 A line is a row or a column. Vectors over lines, (n + m), hold the rows first. Lines without mass have zeros in K, and
 their costs are not read.
 
-A tile has the same shape and layout whatever the size of its problem, and no size or stride is compiled in: sums are
-the same, bit for bit, with padding and without. Vectors are kept in memory; what one thread of a program writes there
-others read, and `publish` comes between.
+A tile has the same shape and layout whatever the size of its problem, and no size, stride or alignment is compiled in:
+sums are the same, bit for bit, with padding and without. Vectors are kept in memory; what one thread of a program
+writes there others read, and `publish` comes between. Loops keep what does not change inside them: hoisted, all the
+addresses would spill.
 """
 
 import triton
 import triton.language as tl
 
 from kd_kernels.backends.triton.elementary import LN2, LOG2_E, TINY, log_bend
+
+# Arguments of kernels for which Triton is not to compile anew, with other layouts.
+SIZES = (
+    "n", "m", "slots", "iterations", "batch_stride", "row_stride", "column_stride", "plan_batch_stride",
+    "plan_row_stride", "plan_column_stride",
+)  # fmt: skip
+FOREIGN = ("cost", "plan_upstream")  # memory that may begin anywhere
 
 TILE = tl.constexpr(64)
 STRIP = tl.constexpr(16)  # rows of a tile at a time where there is float64, for want of registers
@@ -102,11 +110,11 @@ def entries(kernel, i, j, column_tiles, SIZE: tl.constexpr = TILE):
 @triton.jit
 def build(cost, masses, frame, kernel, eps, n, rows, columns, column_tiles, row_stride, column_stride):
     """Writes K in the frame of the offsets."""
-    for i in range(tl.cdiv(rows, TILE) * (TILE // STRIP)):
+    for i in tl.range(tl.cdiv(rows, TILE) * (TILE // STRIP), disable_licm=True):
         row, row_in = lines(i, rows, STRIP)
         row_mass = tl.load(masses + row, mask=row_in, other=0.0)
         f = tl.load(frame + row, mask=row_mass > 0, other=0.0)
-        for j in range(tl.cdiv(columns, TILE)):
+        for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
             column, column_in = lines(j, columns)
             column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)
             h = tl.load(frame + n + column, mask=column_mass > 0, other=0.0)
@@ -118,7 +126,7 @@ def build(cost, masses, frame, kernel, eps, n, rows, columns, column_tiles, row_
 @triton.jit
 def absorb(frame, scalings, count, eps):
     """Moves the offsets of some lines by their scalings."""
-    for i in range(tl.cdiv(count, TILE)):
+    for i in tl.range(tl.cdiv(count, TILE), disable_licm=True):
         line, there = lines(i, count)
         scaling = tl.load(scalings + line, mask=there, other=0.0)
         offset = tl.load(frame + line, mask=there, other=0.0)
