@@ -1,11 +1,13 @@
 """Distances of sorted distributions by the Triton backend against float64 autograd."""
 
+import importlib
 import math
 
 import pytest
 import torch
 
 import kd_kernels as kd
+from kd_kernels import ops
 from kd_kernels.testing.budget import assert_within_budget
 
 pytest.importorskip("triton")
@@ -61,8 +63,7 @@ def test_forbidden_entries():
 
 
 def test_rows_in_chunks(monkeypatch):
-    from kd_kernels.backends.triton import sorted_l1 as launches
-
+    launches = importlib.import_module("kd_kernels.backends.triton.sorted_l1")  # not the function of its name
     student, teacher = logits(5, 20), logits(5, 30)
     whole = evaluate(student, teacher, torch.float32, "triton")
     monkeypatch.setattr(launches, "_SORTED", 100)
@@ -73,3 +74,8 @@ def test_rows_in_chunks(monkeypatch):
 
 def test_no_rows():
     check(logits(0, 20), logits(0, 30))
+
+
+def test_opcheck():
+    student, teacher, factor = logits(3, 20).to(DEVICE), logits(3, 15).to(DEVICE), torch.rand(3, device=DEVICE)
+    torch.library.opcheck(ops.sorted_l1, (student, teacher, factor, [1.0, 1.0], 20, True, "triton"))

@@ -69,15 +69,15 @@ def sinkhorn_turns_kernel(
     masses += problem * (n + m)
     frames += problem * 3 * (n + m)
     last = tl.load(run + problem)
-    turned = False
-    if t <= 1:
+    if t == 0:
         turned = _any_differ(masses, frames, frames + (n + m), rows)
         turned = turned | _any_differ(masses + n, frames + n, frames + (n + m) + n, columns)
-    if t > 0:
+    else:
+        # After the last iteration too, where a tolerance was met before the next one.
         scalings += (problem * iterations + t - 1) * (n + m)
-        inside = t < tl.where(last < iterations, last + 1, last)
-        turned = _any_far(masses, scalings, tl.where(inside & ~turned, rows, 0))
-        turned = turned | _any_far(masses + n, scalings + n, tl.where(inside, columns, 0))
+        some = t < tl.where(last < iterations, last + 1, last)
+        turned = _any_far(masses, scalings, tl.where(some, rows, 0))
+        turned = turned | _any_far(masses + n, scalings + n, tl.where(some, columns, 0))
     tl.store(turns + problem * (iterations + 1) + t, turned.to(tl.int32))
 
 

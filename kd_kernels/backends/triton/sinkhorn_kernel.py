@@ -213,7 +213,6 @@ def sinkhorn_kernel(
         if met:
             going = False
         else:
-            far = far & ~given
             for j in tl.range(tl.cdiv(columns, TILE), disable_licm=True):
                 column, column_in = lines(j, columns)
                 column_mass = tl.load(masses + n + column, mask=column_in, other=0.0)

@@ -12,7 +12,7 @@ addresses would spill.
 import triton
 import triton.language as tl
 
-from kd_kernels.backends.triton.elementary import LN2, LOG2_E, TINY, log_bend, pow2
+from kd_kernels.backends.triton.elementary import LN2, LOG2_E, TINY, log_bend
 
 # Arguments of kernels for which Triton is not to compile anew, with other layouts.
 SIZES = (
@@ -93,12 +93,9 @@ def costs(cost, row, row_mass, column, column_mass, row_stride, column_stride):
 
 @triton.jit
 def exponentials(some, f, h, eps):
-    """K where the costs are `some`. The exponent is a small difference of large numbers, and large itself: float64."""
+    """K where the costs are `some`; the exponent is a small difference of large numbers, hence float64."""
     exponent = (f[:, None] + h[None, :] - some.to(tl.float64)) * (1.0 / eps * LOG2_E)
-    exponent = tl.where(exponent > 128.0, 128.0, exponent)  # minima drop NaN
-    vanishes = exponent < -126.0
-    whole = tl.floor(tl.where(vanishes, 0.0, exponent) + 0.5)
-    return tl.where(vanishes, 0.0, tl.exp2((exponent - whole).to(tl.float32)) * pow2(whole))
+    return tl.exp2(exponent.to(tl.float32))
 
 
 @triton.jit
