@@ -38,7 +38,9 @@ def sinkhorn(
     f, g = (torch.full((batch, k), -torch.inf, device=cost.device) for k in (n, m))
     plan = torch.zeros((batch, n, m) if with_plan else 0, device=cost.device)
     slots = iterations if with_history else 2
-    scalings, frames = empty(batch, slots, n + m), empty(batch, 3, n + m, dtype=torch.float64)
+    # Zeros where nothing is to be written: what is kept is defined everywhere.
+    scalings = torch.zeros(batch, slots, n + m, device=cost.device)
+    frames = torch.zeros(batch, 3, n + m, dtype=torch.float64, device=cost.device)
     if batch:
         masses, current = _masses(cost, a, b, lengths), empty(batch, n + m)
         eps = eps.contiguous()

@@ -26,16 +26,20 @@ def sorted_l1(
         z, order = _sorted(student[part], shares, stable=True)
         q, p = z.float(), _sorted(teacher[part], shares, stable=False)[0].float()
         q, p = ((x * rate).softmax(1) for x, rate in zip((q, p), inverse_temperatures, strict=True))
-        counted = pad(q[:, :limit], (0, max(0, p[:, :limit].shape[1] - q.shape[1])))
-        difference = counted - pad(p[:, :limit], (0, counted.shape[1] - p[:, :limit].shape[1]))
+        difference = _ranks(q, limit) - _ranks(p, limit)
         loss = difference.abs().sum(1)
         losses[part] = loss if shares is None else torch.where(shares[:, 0] != 0, loss, 0)
         if with_gradient:
-            sign = pad(difference.sign()[:, : q.shape[1]], (0, max(0, q.shape[1] - difference.shape[1])))
+            sign = _ranks(difference.sign(), q.shape[1])
             entries = q * (sign - (q * sign).sum(1, keepdim=True)) * inverse_temperatures[0]
             entries = entries if shares is None else entries * shares
             gradient[part].scatter_(1, order, entries.to(gradient.dtype))
     return losses, gradient
+
+
+def _ranks(x: Tensor, count: int) -> Tensor:
+    """The first `count` columns, with zeros where there are fewer."""
+    return pad(x[:, :count], (0, max(0, count - x.shape[1])))
 
 
 def _sorted(logits: Tensor, shares: Tensor | None, stable: bool) -> tuple[Tensor, Tensor]:
