@@ -20,8 +20,36 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kd_kernels.backends.triton import specialise
-from kd_kernels.backends.triton.launch import LISTED_BLOCK, ROW_BLOCK, TAIL_BLOCK, row_options, tail_options
+from kd_kernels.backends.triton.l1_cost_kernel import (
+    l1_cost_kernel,
+    l1_gain_kernel,
+    l1_gradient_kernel,
+    l1_statistics_kernel,
+)
+from kd_kernels.backends.triton.launch import (
+    L1_BLOCK,
+    L1_CHUNK,
+    L1_GAIN,
+    L1_STEP,
+    L1_TILE,
+    LISTED_BLOCK,
+    ROW_BLOCK,
+    TAIL_BLOCK,
+    l1_options,
+    row_options,
+    sinkhorn_options,
+    tail_options,
+)
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel
+from kd_kernels.backends.triton.sinkhorn_backward_kernel import (
+    sinkhorn_backward_kernel,
+    sinkhorn_gain_kernel,
+    sinkhorn_gradient_kernel,
+    sinkhorn_mass_gradient_kernel,
+    sinkhorn_turns_kernel,
+)
+from kd_kernels.backends.triton.sinkhorn_kernel import sinkhorn_kernel, sinkhorn_start_kernel, sinkhorn_value_kernel
+from kd_kernels.backends.triton.sinkhorn_tiles import FOREIGN
 from kd_kernels.backends.triton.slice_kernel import slice_gradient_kernel, slice_statistics_kernel, slice_sums_kernel
 from kd_kernels.backends.triton.slices import flags
 from kd_kernels.backends.triton.tail_kernel import listed_gradient_kernel, tail_gradient_kernel, tail_logits_kernel
@@ -55,15 +83,40 @@ SLICE_KERNELS = {
     "sums": slice_sums_kernel,
     "gradient": slice_gradient_kernel,
 }
+SINKHORN_KERNELS = {
+    "sinkhorn_start": sinkhorn_start_kernel,
+    "sinkhorn": sinkhorn_kernel,
+    "sinkhorn_value": sinkhorn_value_kernel,
+    "sinkhorn_turns": sinkhorn_turns_kernel,
+    "sinkhorn_gain": sinkhorn_gain_kernel,
+    "sinkhorn_backward": sinkhorn_backward_kernel,
+    "sinkhorn_mass_gradient": sinkhorn_mass_gradient_kernel,
+    "sinkhorn_gradient": sinkhorn_gradient_kernel,
+}
+_GAIN_ROWS, _GAIN_COLUMNS, _GAIN_STEP = L1_GAIN
+L1_KERNELS = {
+    "l1_statistics": (l1_statistics_kernel, {"BLOCK": L1_BLOCK}),
+    "l1_cost": (l1_cost_kernel, {"TILE": L1_TILE, "STEP": L1_STEP, "CHUNK": L1_CHUNK}),
+    "l1_gain": (l1_gain_kernel, {"ROWS": _GAIN_ROWS, "COLUMNS": _GAIN_COLUMNS, "STEP": _GAIN_STEP}),
+    "l1_gradient": (l1_gradient_kernel, {"ROWS": _GAIN_ROWS, "BLOCK": L1_BLOCK}),
+}
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-_LOGITS = ("student", "teacher", "logits", "gradient")
+_LOGITS = ("student", "teacher", "logits", "gradient", "cost")
 _REALS = (
     "value", "entropy", "weight", "upstream", "normalizer", "tail", "tail_factor", "entries", "statistics", "state",
-    "sums", "factor",
+    "sums", "factor", "plan_upstream", "masses", "start", "scalings", "kernel", "current", "shares", "centres", "f",
+    "g", "plan", "error", "a_gradient", "b_gradient", "gains", "means", "partials",
 )  # fmt: skip
 _INTEGERS = (
-    "rows", "columns", "width", "slots", "student_stride", "teacher_stride", "stride", "gradient_stride",
+    "rows", "columns", "width", "slots", "student_stride", "teacher_stride", "stride", "gradient_stride", "n", "m",
+    "iterations", "batch", "all_rows", "first", "batch_stride", "row_stride", "column_stride", "plan_batch_stride",
+    "plan_row_stride", "plan_column_stride", "student_batch_stride", "student_row_stride", "teacher_batch_stride",
+    "teacher_row_stride", "upstream_batch_stride", "upstream_row_stride", "upstream_column_stride",
 )  # fmt: skip
+_OTHERS = {
+    "eps": "*fp64", "frames": "*fp64", "lengths": "*i64", "run": "*i64", "second": "*i64", "turns": "*i32",
+    "mask": "*u8", "student_mask": "*u8", "teacher_mask": "*u8",
+}  # fmt: skip
 
 
 def compile_row_kernel(family: str, dtype: torch.dtype, target: str, *, gradient: bool = True, aligned: bool = True):
@@ -88,6 +141,29 @@ def compile_slice_kernel(step: str, family: str, dtype: torch.dtype, target: str
     return _compile(SLICE_KERNELS[step], constants, dtype, target, aligned, row_options("kl", _is_amd(target)))
 
 
+def compile_sinkhorn_kernel(name: str, dtype: torch.dtype, target: str, *, entropic: bool = False):
+    """The compiled kernel with every option on."""
+    kernel = SINKHORN_KERNELS[name]
+    constants = dict.fromkeys(_flags(kernel), True)
+    if "ENTROPIC" in constants:
+        constants["ENTROPIC"] = entropic
+    return _compile(kernel, constants, dtype, target, True, sinkhorn_options(_is_amd(target)))
+
+
+def compile_l1_kernel(name: str, dtype: torch.dtype, target: str, *, softmax: bool = True):
+    """The compiled kernel with every option on."""
+    kernel, blocks = L1_KERNELS[name]
+    constants = dict.fromkeys(_flags(kernel), True) | blocks
+    if "SOFTMAX" in constants:
+        constants["SOFTMAX"] = softmax
+    options = l1_options if name in ("l1_cost", "l1_gain") else tail_options
+    return _compile(kernel, constants, dtype, target, True, options(_is_amd(target)))
+
+
+def _flags(kernel) -> list[str]:
+    return [p.name for p in kernel.params if p.is_constexpr]
+
+
 def _is_amd(target: str) -> bool:
     return TARGETS[target].backend == "hip"
 
@@ -101,11 +177,17 @@ def _compile(kernel, constants, dtype, target, aligned, options):
             signature[argument] = _POINTERS[dtype]
         elif argument in _REALS:
             signature[argument] = "*fp32"
+        elif argument in _OTHERS:
+            signature[argument] = _OTHERS[argument]
         elif argument == "ids":
             signature[argument] = "*i32" if kernel is tail_logits_kernel else "*i64"
         else:
             signature[argument] = "i32" if argument in _INTEGERS else "fp32"
-        if argument in _LOGITS or (aligned and argument in _INTEGERS):
+        if kernel in SINKHORN_KERNELS.values():
+            divisible = signature[argument].startswith("*") and argument not in FOREIGN
+        else:
+            divisible = argument in _LOGITS or (aligned and argument in _INTEGERS)
+        if divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
@@ -156,6 +238,26 @@ def survey(target: str) -> Iterator[dict[str, object]]:
             kernel = compile_slice_kernel(step, family, dtype, target, aligned=aligned)
             what = {"kernel": f"slice_{step}", "target": target, "family": family, "dtype": str(dtype)[6:]}
             yield what | {"aligned": aligned} | resources(kernel, target)
+
+    for name, dtype, variant in transport_kernels():
+        compile_kernel = compile_sinkhorn_kernel if name in SINKHORN_KERNELS else compile_l1_kernel
+        what = {"kernel": name, "target": target, "family": "", "dtype": str(dtype)[6:]} | variant
+        yield what | resources(compile_kernel(name, dtype, target, **variant), target)
+
+
+def transport_kernels() -> Iterator[tuple[str, torch.dtype, dict[str, bool]]]:
+    """Every kernel of optimal transport, in both dtypes where it reads costs or logits, with either value or input."""
+    for name, kernel in SINKHORN_KERNELS.items():
+        if "cost" in kernel.arg_names:
+            yield name, torch.bfloat16, {}
+        yield name, torch.float32, {}
+        if "ENTROPIC" in kernel.arg_names:
+            yield name, torch.float32, {"entropic": True}
+    for name, (kernel, _) in L1_KERNELS.items():
+        yield name, torch.bfloat16, {}
+        yield name, torch.float32, {}
+        if "SOFTMAX" in kernel.arg_names:
+            yield name, torch.float32, {"softmax": False}
 
 
 def slice_kernels() -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from kd_kernels.backends.triton.l1_cost import l1_cost, l1_cost_backward
 from kd_kernels.backends.triton.launch import (
     LISTED_BLOCK,
     ROW_BLOCK,
@@ -14,7 +15,9 @@ from kd_kernels.backends.triton.launch import (
     tail_options,
 )
 from kd_kernels.backends.triton.row_kernel import divergence_row_kernel, scale_kernel
+from kd_kernels.backends.triton.sinkhorn import sinkhorn, sinkhorn_backward
 from kd_kernels.backends.triton.slices import slice_gradient, slice_statistics, slice_sums
+from kd_kernels.backends.triton.sorted_l1 import sorted_l1
 from kd_kernels.backends.triton.tail_kernel import (
     NO_ID,
     listed_gradient_kernel,
@@ -25,7 +28,8 @@ from kd_kernels.divergences import Kernel
 from kd_kernels.reduction import count
 
 __all__ = [
-    "divergence", "divergence_backward", "scale_", "slice_gradient", "slice_statistics", "slice_sums", "specialise",
+    "divergence", "divergence_backward", "l1_cost", "l1_cost_backward", "scale_", "sinkhorn", "sinkhorn_backward",
+    "slice_gradient", "slice_statistics", "slice_sums", "sorted_l1", "specialise",
 ]  # fmt: skip
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
