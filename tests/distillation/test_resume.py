@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import Crash, assert_same, crash, on_call
 from tiny import metrics, result, weights
 from transformers import LlamaForCausalLM
 
@@ -18,43 +19,12 @@ from kd_kernels.distillation import run as run_module
 STEPS = 12
 
 
-class Crash(BaseException):
-    """Death at a point of our choice."""
-
-
 @pytest.fixture
 def whole(run, dropout_student, tmp_path) -> Path:
     """An uninterrupted run, whose steps draw random numbers."""
     out = tmp_path / "whole"
     assert run(out=out, student=dropout_student, steps=STEPS, eval_every=5) == 0
     return out
-
-
-def assert_same(out: Path, whole: Path) -> None:
-    assert metrics(out) == metrics(whole)
-    assert result(out) == result(whole)
-    assert weights(out) == weights(whole)
-    assert files_of(out) == files_of(whole)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def on_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, number: int, act) -> None:
-    """Lets `act` happen at the number-th call of a function, before it."""
-    original, calls = getattr(owner, name), iter(range(1, 10**6))
-
-    def wrapper(*args, **kwargs):
-        if next(calls) == number:
-            act()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, wrapper)
-
-
-def crash() -> None:
-    raise Crash
 
 
 POINTS = {
