@@ -1,5 +1,6 @@
 """Runs that are cut short, and what must come of them."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,3 +37,14 @@ def assert_same(out: Path, whole: Path) -> None:
 
 def files_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def metrics_so_far(out: Path) -> list[str]:
+    return (out / "metrics.jsonl").read_text().splitlines()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

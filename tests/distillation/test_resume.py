@@ -4,12 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from interrupted import Crash, assert_same, crash, on_call
+from interrupted import Crash, assert_same, crash, metrics_so_far, on_call, wait_for
 from tiny import metrics, result, weights
 from transformers import LlamaForCausalLM
 
@@ -71,17 +70,6 @@ def test_kill_9_loses_nothing(arguments, run, dropout_student, whole, tmp_path):
     assert not (out / "result.json").exists()
     assert run(**changes, resume=True) == 0
     assert_same(out, whole)
-
-
-def metrics_so_far(out: Path) -> list[str]:
-    return (out / "metrics.jsonl").read_text().splitlines()
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
