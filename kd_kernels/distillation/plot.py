@@ -33,6 +33,8 @@ def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
     peak.set_ylabel(MEMORY[memory])
     peak.set_xlabel("step")
     for axes in (loss, speed, peak):
+        axes.update_datalim([(x[0], 0)])  # so that the margin above is one of all the height
+        axes.autoscale_view()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=120)
