@@ -3,14 +3,17 @@
 import argparse
 import sys
 from dataclasses import asdict, fields
+from typing import Any
 
 from kd_kernels import KINDS
 from kd_kernels.backends.select import BACKENDS
+from kd_kernels.distillation.method import FORMS, METHODS
 from kd_kernels.distillation.settings import BUILT_IN, GIVEN, Settings
 from kd_kernels.top_k import TAILS
 
 DESCRIPTION = """\
-Distils a teacher into a student: two causal language models of Hugging Face that share a tokenizer.
+Distils a teacher into a student: two causal language models of Hugging Face, which share a tokenizer unless the method
+compares across tokenizers.
 
 Without arguments it shows the whole way on a small built-in example, offline: English text that every Python has, a
 vocabulary of 151,936 entries, and a small teacher that is trained first and kept for the next time.
@@ -38,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
+    _add_transport(parser.add_argument_group("optimal transport"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
     parser.set_defaults(**asdict(Settings()))
@@ -60,16 +64,30 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_loss(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} (%(default)s)")
+    group.add_argument(
+        "--method", choices=METHODS,
+        help="divergence of next tokens; sinkd, which adds optimal transport between tokens; multilevel_ot or uld, "
+        "which add optimal transport to cross-entropy, between models whose tokenizers may differ (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} ({by_method('kind')})"
+    )
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
-        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds} (the kind's default)")
-    group.add_argument("--temperature", type=float, metavar="T", help="of both softmaxes (%(default)s)")
+        kinds += " (the kind's default)"
+        if name in METHODS["multilevel_ot"].options:
+            kinds += f", and of multilevel_ot ({METHODS['multilevel_ot'].defaults[name]})"
+        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds}")
+    group.add_argument(
+        "--temperature", type=float, metavar="T",
+        help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
+    )  # fmt: skip
     group.add_argument("--scale-t2", action="store_true", help="multiply the divergence by T^2")
     group.add_argument(
-        "--ce-weight", type=float, metavar="W", help="(1 - W) divergence + W cross-entropy on the text (%(default)s)"
-    )
-    group.add_argument("--backend", choices=BACKENDS, help="implementation of the divergence (%(default)s)")
+        "--ce-weight", type=float, metavar="W",
+        help=f"(1 - W) divergence + W cross-entropy on the text ({by_method('ce_weight')})",
+    )  # fmt: skip
+    group.add_argument("--backend", choices=BACKENDS, help="implementation of the loss (%(default)s)")
     group.add_argument(
         "--logits", action="store_true",
         help="hold the logits of both models whole, instead of going from hidden states and LM heads to the loss",
@@ -78,6 +96,25 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--memory-budget", type=int, metavar="MIB", help="memory that the loss may take, gradients included"
     )
+
+
+def _add_transport(group: argparse._ArgumentGroup) -> None:
+    def add(name: str, kind: type, metavar: str, meaning: str) -> None:
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+
+    add(
+        "ot_weight", float, "W", "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport"
+    )
+    group.add_argument(
+        "--form", choices=FORMS,
+        help=f"what is transported: tokens of the whole batch, tokens of each block, or classes of each token "
+        f"({by_method('form')})",
+    )  # fmt: skip
+    add("eps", float, "X", "strength of the entropy")
+    add("iterations", int, "N", "of Sinkhorn")
+    add("top_k", int, "K", "vocabulary entries of each side that are compared")
+    add("gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost")
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
@@ -97,7 +134,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND)")
+    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND, or -METHOD)")
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="go on with the run in --out; begin it if there is none"
@@ -109,6 +146,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--eval-blocks", type=int, metavar="N", help="held-out blocks evaluated, at most (%(default)s)")
     group.add_argument("--cache-dir", metavar="DIR", help="where built-in teachers are kept (the user's cache folder)")
+
+
+def by_method(name: str) -> str:
+    """The defaults of an option, and which methods have them."""
+    methods: dict[Any, list[str]] = {}
+    for method, recipe in METHODS.items():
+        if name in recipe.options:
+            methods.setdefault(recipe.defaults.get(name), []).append(method)
+    return "; ".join(f"{', '.join(names)}: {'none' if value is None else value}" for value, names in methods.items())
 
 
 def default(name: str) -> str:

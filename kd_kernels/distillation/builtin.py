@@ -1,7 +1,8 @@
 """The pair of models of a run without `--teacher` and `--student`.
 
 The tokenizer and the teacher are trained on the run's own training text; a cache keeps them for the next run. The
-vocabulary is padded to the size that Qwen's has, so that losses work on logits of real width.
+vocabulary is padded to the size that Qwen's has, so that losses work on logits of real width. Where the two sides may
+have tokenizers of their own, the student's is trained too, with fewer tokens, in the vocabulary of Llama 2.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from kd_kernels.distillation.settings import Settings, TeacherSettings
 
 VOCABULARY = 151_936  # entries of Qwen's models
 TOKENS = 2048  # of them the tokenizer's
+OWN_VOCABULARY, OWN_TOKENS = 32_000, 1024  # of a student with a tokenizer of its own
 SEQ_LEN, BATCH_SIZE = 128, 8
 PLAN = Plan(steps=300, lr=1e-2, warmup=20, weight_decay=0.1, clip=1.0, seed=0, save_every=100)
 
@@ -56,14 +58,15 @@ def load_pair(settings: Settings, documents: list[str], work: Path) -> Pair:
     """The teacher of these documents, trained now unless the cache has it, and a student with random weights.
 
     Args:
-        settings: of the run.
-        documents: what the tokenizer and the teacher are trained on.
+        settings: of the run; its method decides whether the student has a tokenizer of its own.
+        documents: what the tokenizers and the teacher are trained on.
         work: a folder of the run for the state of that training, so that an interrupted one goes on.
     """
     teacher, tokenizer = load_teacher(settings, documents, work)
     torch.manual_seed(derive_seed(settings.seed, "student"))
-    student = Qwen2ForCausalLM(STUDENT.config(VOCABULARY)).to(settings.device)
-    return Pair(teacher, student, tokenizer)
+    own = settings.recipe.cross_tokenizer
+    student = Qwen2ForCausalLM(STUDENT.config(OWN_VOCABULARY if own else VOCABULARY)).to(settings.device)
+    return Pair(teacher, student, tokenizer, _train_tokenizer(documents, OWN_TOKENS) if own else tokenizer)
 
 
 def load_teacher(
@@ -79,7 +82,7 @@ def _ensure_teacher(settings: TeacherSettings, documents: list[str], work: Path)
     if not cache.intact(folder):
         if folder.exists():
             print(f"{folder} is damaged; training the teacher again", file=sys.stderr)
-        tokenizer = Qwen2Tokenizer().train_new_from_iterator(documents, TOKENS, show_progress=False)
+        tokenizer = _train_tokenizer(documents, TOKENS)
         model = _train_teacher(documents, tokenizer, work, settings.device)
 
         def save(temporary: Path) -> None:
@@ -89,6 +92,10 @@ def _ensure_teacher(settings: TeacherSettings, documents: list[str], work: Path)
         cache.publish(folder, save)
     shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _train_tokenizer(documents: list[str], tokens: int) -> Qwen2Tokenizer:
+    return Qwen2Tokenizer().train_new_from_iterator(documents, tokens, show_progress=False)
 
 
 def _train_teacher(documents: list[str], tokenizer: Qwen2Tokenizer, work: Path, device: str) -> Qwen2ForCausalLM:

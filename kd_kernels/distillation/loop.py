@@ -109,7 +109,7 @@ def _step(
     optimizer.zero_grad()
     speed = tokens / (time.perf_counter() - begin)
     measured = {"lr": rate, "grad_norm": norm, "tokens": tokens, "tokens_per_s": round(speed, 1)}
-    return {"step": step + 1, **sums, **measured, **_peak_memory(batch.input_ids.device)}
+    return {"step": step + 1, **sums, **measured, **_peak_memory(next(model.parameters()).device)}
 
 
 def _peak_memory(device: torch.device) -> dict[str, float]:

@@ -12,17 +12,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from kd_kernels.distillation import text
 from kd_kernels.distillation.batches import derive_seed
+from kd_kernels.distillation.method import METHODS
 from kd_kernels.distillation.settings import Settings, TeacherSettings
 from kd_kernels.language_models import head_parameters
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A frozen teacher, a student to train, and the tokenizer that they share."""
+    """A frozen teacher, a student to train, and the tokenizer of each."""
 
     teacher: PreTrainedModel
     student: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase
+    student_tokenizer: PreTrainedTokenizerBase
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -41,34 +43,42 @@ def load_teacher(name: str, settings: TeacherSettings) -> PreTrainedModel:
 
 
 def load_pair(settings: Settings) -> Pair:
-    """The models that the settings name, checked to share their tokens."""
+    """The models that the settings name, checked to share their tokens where the method wants it."""
     torch.manual_seed(derive_seed(settings.seed, "student"))  # for weights that the student's files may lack
     pair = Pair(
         load_teacher(settings.teacher, settings),
         load_model(settings.student, "float32", settings.device),
         load_tokenizer(settings.teacher),
+        load_tokenizer(settings.student),
     )
-    _check(pair, load_tokenizer(settings.student))
-    if not settings.logits:
+    if not settings.recipe.cross_tokenizer:
+        _check_shared(pair)
+    for role in ("student", "teacher"):
+        _check_vocabulary(role, getattr(pair, role), getattr(pair, f"{role}_tokenizer"))
+    if not settings.whole_logits:
         check_head(pair.student)
         check_head(pair.teacher)
     return pair
 
 
-def _check(pair: Pair, student_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks that the tokenizers agree and both models know their tokens; padding beyond them may differ."""
-    ours, theirs = student_tokenizer.get_vocab(), pair.tokenizer.get_vocab()
+def _check_shared(pair: Pair) -> None:
+    """Checks that the tokenizers agree; padding beyond their tokens may differ."""
+    ours, theirs = pair.student_tokenizer.get_vocab(), pair.teacher_tokenizer.get_vocab()
     if ours != theirs:
         differ = len(dict(ours.items() ^ theirs.items()))
+        across = " or ".join(name for name, method in METHODS.items() if method.cross_tokenizer)
         raise ValueError(
             f"student and teacher must have the same tokenizer; of their {len(ours)} and {len(theirs)} tokens "
-            f"{differ} differ"
+            f"{differ} differ: choose models that share one, or --method {across}"
         )
-    needed = max(ours.values()) + 1
-    for role, model in (("student", pair.student), ("teacher", pair.teacher)):
-        size = model.config.get_text_config().vocab_size
-        if size < needed:
-            raise ValueError(f"the {role}'s vocabulary must have the {needed} entries of its tokenizer, got {size}")
+
+
+def _check_vocabulary(role: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that a model knows its tokens."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    size = model.config.get_text_config().vocab_size
+    if size < needed:
+        raise ValueError(f"the {role}'s vocabulary must have the {needed} entries of its tokenizer, got {size}")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -109,16 +109,26 @@ class Distillation:
     form: Form = Form()
 
     def __call__(self, model: nn.Module, batch: Batch, normalizer: float) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.compare(self.predict(model, batch), self.teacher(batch), batch.labels, normalizer)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor | Head:
+        """The student's side."""
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             prediction = self.form.predict(model, batch)
         if self.bf16 and isinstance(
             prediction, Head
         ):  # as autocast's LM head would compute; the teacher's stays as it is
             prediction = dataclasses.replace(prediction, hidden=prediction.hidden.bfloat16())
-        target, vocab = self._target(batch, prediction)
+        return prediction
+
+    def compare(
+        self, prediction: Tensor | Head, target: Tensor | Head | TopK, labels: Tensor, normalizer: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the two sides, and numbers to report."""
+        target, vocab = self._common(prediction, target)
         loss, stats = kd_kernels.divergence(
             prediction, target, self.divergence, temperature=self.temperature, scale_t2=self.scale_t2,
-            labels=batch.labels, normalizer=normalizer, vocab=vocab, return_stats=True,
+            labels=labels, normalizer=normalizer, vocab=vocab, return_stats=True,
             backend=self.backend, **self.form.options(),
         )  # fmt: skip
         metrics = {
@@ -127,17 +137,18 @@ class Distillation:
             "teacher_entropy": stats.teacher_entropy,
         }
         if self.ce_weight:
-            cross_entropy = self.form.summed_cross_entropy(prediction, batch.labels) / normalizer
+            cross_entropy = self.form.summed_cross_entropy(prediction, labels) / normalizer
             metrics["cross_entropy"] = cross_entropy.detach()
             loss = (1 - self.ce_weight) * loss + self.ce_weight * cross_entropy
         return loss, metrics
 
-    def _target(self, batch: Batch, prediction: Tensor | Head) -> tuple[Tensor | Head | TopK, str | int]:
+    def _common(
+        self, prediction: Tensor | Head, target: Tensor | Head | TopK
+    ) -> tuple[Tensor | Head | TopK, str | int]:
         """The teacher's side, and the entries that count.
 
         Models of one tokenizer may pad the vocabulary to different sizes: what both have leaves the padding out.
         """
-        target = self.teacher(batch)
         if not isinstance(target, TopK):
             return target, "common"
         size = len(prediction.weight) if isinstance(prediction, Head) else prediction.shape[-1]

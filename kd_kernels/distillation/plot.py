@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 MEMORY = {"peak_rss_mb": "peak resident memory (MiB)", "peak_cuda_mb": "peak GPU memory (MiB)"}
+MEASURES = {"forward_kl": "forward KL to the teacher", "cross_entropy": "cross-entropy"}  # what there is first
 
 
 def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -19,9 +20,10 @@ def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
 
     x = [r["step"] for r in steps]
     loss.plot(x, [r["loss"] for r in steps], label="training loss")
+    measure = next(name for name in MEASURES if name in evaluations[0]["eval"])
     loss.plot(
-        [r["step"] for r in evaluations], [r["eval"]["forward_kl"] for r in evaluations],
-        "o", label="held-out forward KL to the teacher",
+        [r["step"] for r in evaluations], [r["eval"][measure] for r in evaluations],
+        "o", label=f"held-out {MEASURES[measure]}",
     )  # fmt: skip
     loss.set_ylabel("loss (nats/token)")
     loss.legend()
@@ -31,6 +33,8 @@ def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
     peak.set_ylabel(MEMORY[memory])
     peak.set_xlabel("step")
     for axes in (loss, speed, peak):
+        axes.update_datalim([(x[0], 0)])  # so that the margin above is one of all the height
+        axes.autoscale_view()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=120)

@@ -3,18 +3,26 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 import kd_kernels
 from kd_kernels import Divergence
+from kd_kernels.distillation.method import METHODS, Method
 
 PARAMETERS = ("beta", "alpha", "mu")
 # Defaults that depend on the models: the built-in pair learns from scratch in minutes, others are trained already.
 # Models this small gain little from a second thread and lose much to it where another process wants its core.
 BUILT_IN = {"seq_len": 32, "batch_size": 4, "steps": 150, "lr": 1e-2, "threads": 1}
 GIVEN = {"seq_len": 512, "batch_size": 8, "steps": 1000, "lr": 5e-5}
+# Why a method lacks an option, where the option alone does not tell.
+REASONS = {
+    "teacher_cache": ", which compares whole distributions",
+    "chunk_tokens": ", which holds logits whole",
+    "memory_budget": ", which holds logits whole",
+    "ce_weight": ", where cross-entropy has weight 1 and --ot-weight is that of the rest",
+}
 
 Some = TypeVar("Some", bound="TeacherSettings")
 
@@ -46,14 +54,17 @@ class TeacherSettings:
 
     def resolve(self: Some) -> Some:
         """These settings with every default decided; `threads` may stay None, which leaves them to PyTorch."""
-        defaults = BUILT_IN if self.teacher is None else GIVEN
         names = {field.name for field in dataclasses.fields(self)}
-        decided = {name: value for name, value in defaults.items() if name in names and getattr(self, name) is None}
-        if self.out is None:
-            decided["out"] = self.default_out
+        decided = {n: value for n, value in self.defaults.items() if n in names and getattr(self, n) is None}
         if self.device == "auto":
             decided["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        return dataclasses.replace(self, **decided)
+        settings = dataclasses.replace(self, **decided)
+        return settings if self.out is not None else dataclasses.replace(settings, out=settings.default_out)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What settings are that nobody gave."""
+        return BUILT_IN if self.teacher is None else GIVEN
 
     @property
     def default_out(self) -> str:
@@ -63,7 +74,12 @@ class TeacherSettings:
     def _require(self, name: str, holds: Callable[[float], bool], requirement: str) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be {requirement}, got {value}")
+            raise ValueError(f"{_flag(name)} must be {requirement}, got {value}")
+
+
+def _flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -74,12 +90,20 @@ class Settings(TeacherSettings):
     teacher_cache: str | None = None
     tail: str | None = None
 
-    kind: str = "forward_kl"
+    method: str = "divergence"
+    temperature: float | None = None
+    kind: str | None = None
     beta: float | None = None
     alpha: float | None = None
     mu: float | None = None
     scale_t2: bool = False
-    ce_weight: float = 0.0
+    ce_weight: float | None = None
+    ot_weight: float | None = None
+    eps: float | None = None
+    iterations: int | None = None
+    form: str | None = None
+    top_k: int | None = None
+    gamma: float | None = None
     backend: str = "auto"
     chunk_tokens: int | None = None
     memory_budget: int | None = None
@@ -100,22 +124,55 @@ class Settings(TeacherSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        self._check_options()
         for name in ("steps", "accumulate", "save_every", "eval_blocks", "chunk_tokens", "memory_budget"):
             self._require(name, lambda value: value >= 1, "at least 1")
-        for name in ("ce_weight", "warmup", "weight_decay", "seed", "eval_every"):
+        for name in ("ce_weight", "ot_weight", "warmup", "weight_decay", "seed", "eval_every"):
             self._require(name, lambda value: value >= 0, "at least 0")
         for name in ("lr", "clip"):
             self._require(name, lambda value: value > 0, "above 0")
         self._require("ce_weight", lambda value: value <= 1, "at most 1")
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
+        if self.accumulate > 1 and self.method == "sinkd" and self.form in (None, "batch"):
+            raise ValueError(
+                "--accumulate would keep tokens apart that --form batch compares: pass --form sequence, or leave it"
+            )
         if (self.teacher is None) != (self.student is None):
             raise ValueError("--teacher and --student go together: give both, or neither for the built-in pair")
         if self.tail is not None and self.teacher_cache is None:
             raise ValueError("--tail says what a --teacher-cache left out: give both, or neither")
         for name in ("chunk_tokens", "memory_budget"):
             if self.logits and getattr(self, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} cuts what --logits holds whole: give one of them")
+                raise ValueError(f"{_flag(name)} cuts what --logits holds whole: give one of them")
+
+    def _check_options(self) -> None:
+        """Refuses options of other methods: nothing that was asked for is passed over."""
+        for name in sorted(frozenset().union(*(method.options for method in METHODS.values()))):
+            value = getattr(self, name)
+            given = value is not None and value is not False  # 0 is given, and equal to False
+            if given and name not in METHODS[self.method].options:
+                owners = ", ".join(other for other, method in METHODS.items() if name in method.options)
+                raise ValueError(
+                    f"{_flag(name)} does not apply to --method {self.method}{REASONS.get(name, '')}; "
+                    f"it is an option of {owners}"
+                )
+
+    @property
+    def recipe(self) -> Method:
+        """What there is to know about the method."""
+        return METHODS[self.method]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return super().defaults | self.recipe.defaults
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether logits exist whole, which optimal transport needs."""
+        return self.logits or self.method != "divergence"
 
     @property
     def divergence(self) -> Divergence:
@@ -134,7 +191,12 @@ class Settings(TeacherSettings):
 
     @property
     def default_out(self) -> str:
-        return f"runs/distill-{self.kind}"
+        return f"runs/distill-{self.title}"
+
+    @property
+    def title(self) -> str:
+        """What a run is called: its method, or its kind of divergence."""
+        return self.kind if self.method == "divergence" else self.method
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ def run(tmp_path, data, monkeypatch):
     """The command on the built-in models, small; nobody is called for help."""
     monkeypatch.setattr(builtin, "VOCABULARY", 700)
     monkeypatch.setattr(builtin, "TOKENS", 300)
+    monkeypatch.setattr(builtin, "OWN_VOCABULARY", 500)
+    monkeypatch.setattr(builtin, "OWN_TOKENS", 280)
     monkeypatch.setattr(builtin, "SEQ_LEN", 32)
     monkeypatch.setattr(
         builtin, "PLAN", Plan(steps=12, lr=1e-2, warmup=2, weight_decay=0.1, clip=1.0, seed=0, save_every=5)
@@ -106,6 +108,26 @@ def test_the_tokenizer_comes_back_as_it_was(run, tmp_path, monkeypatch):
         loaded = AutoTokenizer.from_pretrained(folder)
         assert loaded(prose)["input_ids"] == expected
         assert loaded.decode(expected) == prose
+
+
+@pytest.mark.parametrize("method", ["uld", "multilevel_ot"])
+def test_a_student_with_a_tokenizer_of_its_own(run, tmp_path, data, monkeypatch, method):
+    seen = trainings(monkeypatch)
+    letters = str.maketrans("0123456789", "aeioutnsrl")  # of which, unlike digits, byte pairs are made
+    data.write_text(data.read_text().translate(letters))
+    across = ("--method", method, "--seq-len", "48")
+    assert run("first", "cache", *across) == 0
+    assert run("second", "cache", *across) == 0
+    assert len(seen) == 1
+    assert metrics(tmp_path / "first") == metrics(tmp_path / "second")
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    folder = tmp_path / "first" / "student"
+    assert AutoModelForCausalLM.from_pretrained(folder).vocab_size == 500
+    student, teacher = (AutoTokenizer.from_pretrained(name) for name in (folder, cached(tmp_path)))
+    assert [len(student), len(teacher)] == [280, 300]
+    prose = sentence(20, 1).translate(letters)
+    assert len(student(prose)["input_ids"]) > len(teacher(prose)["input_ids"])
+    assert all(tok.decode(tok(prose)["input_ids"]) == prose for tok in (student, teacher))
 
 
 def test_another_text_gets_another_teacher(run, tmp_path, data, monkeypatch):

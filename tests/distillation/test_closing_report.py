@@ -36,3 +36,19 @@ def test_the_table():
         ["162,755", "20.09", "7.389"],
     ]
     assert [line.split()[-2:] for line in table[3:5]] == [["7.5", "0.25"], ["1", "1"]]
+
+
+def test_the_table_across_tokenizers():
+    """In units of the text, as tokens differ; parts of the loss below it."""
+
+    def found(cross_entropy: float, bits: float, loss: float) -> dict[str, float]:
+        parts = {"multilevel_ot": loss, "had": loss / 2, "sl": 1.0, "sd": 2.0}
+        of_teacher = {"teacher_cross_entropy": 2.0, "teacher_bits_per_byte": 1.5}
+        return {"tokens": 64, "cross_entropy": cross_entropy, "bits_per_byte": bits, **parts, **of_teacher}
+
+    result = report.result(found(8.0, 4.0, 0.75), found(4.0, 2.0, 0.5))
+    assert result["improved"] == {"bits_per_byte": True, "multilevel_ot": True}
+    table = report.summary(result).splitlines()
+    assert table[3].split()[-3:] == ["4", "2", "1.5"]
+    assert [line.split()[-2:] for line in table[4:8]] == [["0.75", "0.5"], ["0.375", "0.25"], ["1", "1"], ["2", "2"]]
+    assert table[-1] == "The student improved on held-out text: bits per byte 4 -> 2, MultiLevelOT 0.75 -> 0.5."

@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from interrupted import Crash, assert_same, crash, metrics_so_far, on_call, wait_for
 from tiny import metrics, result, weights
 from transformers import LlamaForCausalLM
 
@@ -18,43 +18,12 @@ from kd_kernels.distillation import run as run_module
 STEPS = 12
 
 
-class Crash(BaseException):
-    """Death at a point of our choice."""
-
-
 @pytest.fixture
 def whole(run, dropout_student, tmp_path) -> Path:
     """An uninterrupted run, whose steps draw random numbers."""
     out = tmp_path / "whole"
     assert run(out=out, student=dropout_student, steps=STEPS, eval_every=5) == 0
     return out
-
-
-def assert_same(out: Path, whole: Path) -> None:
-    assert metrics(out) == metrics(whole)
-    assert result(out) == result(whole)
-    assert weights(out) == weights(whole)
-    assert files_of(out) == files_of(whole)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def on_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, number: int, act) -> None:
-    """Lets `act` happen at the number-th call of a function, before it."""
-    original, calls = getattr(owner, name), iter(range(1, 10**6))
-
-    def wrapper(*args, **kwargs):
-        if next(calls) == number:
-            act()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, wrapper)
-
-
-def crash() -> None:
-    raise Crash
 
 
 POINTS = {
@@ -101,17 +70,6 @@ def test_kill_9_loses_nothing(arguments, run, dropout_student, whole, tmp_path):
     assert not (out / "result.json").exists()
     assert run(**changes, resume=True) == 0
     assert_same(out, whole)
-
-
-def metrics_so_far(out: Path) -> list[str]:
-    return (out / "metrics.jsonl").read_text().splitlines()
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,6 +23,13 @@ def tokenizer(words: list[str] = WORDS, chat_template: str | None = None) -> Pre
     model = Tokenizer(WordLevel({word: i for i, word in enumerate([EOS, *words])}, unk_token=EOS))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS, chat_template=chat_template)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character of the words, and one a space."""
+    model = Tokenizer(WordLevel({x: i for i, x in enumerate([EOS, "w", " ", *"0123456789"])}, unk_token=EOS))
+    model.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS)
 
 
 def save_model(
