@@ -39,17 +39,19 @@ class Truth(NamedTuple):
 
 
 def sinkhorn_truth(cost: Tensor, size: int, *, eps: float, iterations: int, backward: bool) -> Truth:
-    """<P, C> for uniform marginals, mean over `size` problems that repeat these D."""
+    """<P, C> for uniform marginals, mean over `size` problems: the first of these D, or all of them over and over."""
 
     def evaluate(cost: Tensor) -> tuple[Tensor, Tensor | None]:
         cost = cost.detach().clone().requires_grad_(backward)
-        values = _transport(cost, 1 / cost.shape[1], 1 / cost.shape[2], eps, iterations).sum(1)
-        return values.detach(), torch.autograd.grad(values.sum(), cost)[0] / size if backward else None
+        terms = _terms(cost, 1 / cost.shape[1], 1 / cost.shape[2], eps, iterations)
+        return terms.detach(), torch.autograd.grad(terms.sum(), cost)[0] / size if backward else None
 
-    (values, gradient), (rounded, rounded_gradient) = evaluate(cost.double()), evaluate(cost)
+    (terms, gradient), (rounded, rounded_gradient) = evaluate(cost.double()), evaluate(cost)
     repeat = torch.arange(size, device=cost.device) % len(cost)
-    budget = allowed_error(gradient, rounded_gradient) if backward else 0.0
-    return Truth(values[repeat].mean(), allowed_error(values, rounded), gradient, budget, None)
+    loss_budget = cost.shape[1] * allowed_error(terms.sum(2), rounded.sum(2))
+    # The gradient is a sum of terms P C / eps, which cancel.
+    budget = allowed_error(gradient, rounded_gradient, terms.max().item() / eps / size) if backward else 0.0
+    return Truth(terms.sum((1, 2))[repeat].mean(), loss_budget, gradient, budget, None)
 
 
 def sinkd_truth(
@@ -67,17 +69,17 @@ def sinkd_truth(
     counts = repeat.bincount()
 
     def evaluate(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        """-> <P, C> of each row (size,), gradient of each of the D rows and of their costs."""
+        """-> the terms of the loss (size, size), and the gradients of the D rows and of their costs."""
         student = student.detach().clone().requires_grad_(backward)
         q, p = (_wide(x) / temperature for x in (student, teacher))
         cost = torch.cdist(q.softmax(-1), p.softmax(-1), p=1)
-        values = _transport(cost[repeat[:, None], repeat][None], 1.0, 1.0, eps, iterations)[0]
+        [terms] = _terms(cost[repeat[:, None], repeat][None], 1.0, 1.0, eps, iterations)
         if not backward:
-            return values, None, None
-        gradient, of_cost = torch.autograd.grad(values.sum(), (student, cost))
-        return values.detach(), gradient / counts[:, None], of_cost / counts[:, None]
+            return terms, None, None
+        gradient, of_cost = torch.autograd.grad(terms.sum(), (student, cost))
+        return terms.detach(), gradient / counts[:, None], of_cost / counts[:, None]
 
-    values, gradient, of_cost = evaluate(student.double(), teacher.double())
+    terms, gradient, of_cost = evaluate(student.double(), teacher.double())
     rounded, rounded_gradient, _ = evaluate(student, teacher)
     slack, budget = None, 0.0
     if backward:
@@ -86,9 +88,12 @@ def sinkd_truth(
         for p, of_pair in zip(log_p, of_cost.abs().t(), strict=True):
             slack += of_pair[:, None] * ((log_q - p).abs() <= doubt_q + doubt_p)
         sure = slack == 0
-        slack = _of_logits(2 * slack, log_q.exp()) / temperature
-        budget = allowed_error(gradient[sure], rounded_gradient[sure])
-    return Truth(values.sum(), size * allowed_error(values, rounded), gradient, budget, slack)
+        q = log_q.exp()
+        slack = _of_logits(2 * slack, q) / temperature
+        # The gradient is a sum of terms q P C / eps, which cancel.
+        largest = (q.max() * terms.max()).item() / eps / temperature
+        budget = allowed_error(gradient[sure], rounded_gradient[sure], largest)
+    return Truth(terms.sum(), size * allowed_error(terms.sum(1), rounded.sum(1)), gradient, budget, slack)
 
 
 def sorted_l1_truth(student: Tensor, teacher: Tensor, size: int, *, backward: bool) -> Truth:
@@ -112,8 +117,8 @@ def sorted_l1_truth(student: Tensor, teacher: Tensor, size: int, *, backward: bo
     return Truth(losses[repeat].mean(), allowed_error(losses, rounded), gradient, budget, slack)
 
 
-def _transport(cost: Tensor, row: float, column: float, eps: float, iterations: int) -> Tensor:
-    """sum_j P_ij C_ij of costs (B, n, m) -> (B, n). Autograd keeps the potentials and does an iteration once more."""
+def _terms(cost: Tensor, row: float, column: float, eps: float, iterations: int) -> Tensor:
+    """P_ij C_ij of costs (B, n, m). Autograd keeps the potentials and computes each iteration once more."""
     cost = _wide(cost)
     scores = -cost / eps
 
@@ -124,7 +129,7 @@ def _transport(cost: Tensor, row: float, column: float, eps: float, iterations: 
     beta = torch.zeros_like(cost[:, 0])
     for _ in range(iterations):
         alpha, beta = checkpoint(iteration, scores, beta, use_reentrant=False)
-    return ((scores + alpha[:, :, None] + beta[:, None, :]).exp() * cost).sum(2)
+    return (scores + alpha[:, :, None] + beta[:, None, :]).exp() * cost
 
 
 def _unsure(log_q: Tensor, log_p: Tensor, doubt_order: float, doubt_sign: float) -> Tensor:
