@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import kd_kernels as kd
+from kd_kernels import methods
 from kd_kernels.benchmark import peers, providers
 from kd_kernels.benchmark import transport_eager as by_hand
 from kd_kernels.benchmark.case import Case, Loss, Problem, Provider, settings
@@ -113,16 +114,12 @@ sinkd, Gpair/s: pairs of rows times entries of the vocabulary; as many again for
         )  # fmt: skip
 
     def providers(self, names: Sequence[str], backends: Sequence[str]) -> list[Provider]:
-        options = {"eps": self.eps, "iterations": self.iterations}
+        options = {"temperature": TEMPERATURE, "eps": self.eps, "iterations": self.iterations}
 
         def ours(backend: str) -> Loss:
-            def loss(student, teacher):
-                cost = kd.l1_cost(student, teacher, temperature=TEMPERATURE, backend=backend)
-                return kd.sinkhorn(cost, **options, backend=backend).value
+            return partial(methods.sinkd, **options, backend=backend)
 
-            return loss
-
-        dense = partial(by_hand.sinkd, temperature=TEMPERATURE, **options)
+        dense = partial(by_hand.sinkd, **options)
         return providers.of(self, names, backends, ours=ours, dense=dense, dense_bytes=(self.dense_bytes,) * 2)
 
 
