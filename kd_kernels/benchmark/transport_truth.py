@@ -49,8 +49,7 @@ def sinkhorn_truth(cost: Tensor, size: int, *, eps: float, iterations: int, back
     (terms, gradient), (rounded, rounded_gradient) = evaluate(cost.double()), evaluate(cost)
     repeat = torch.arange(size, device=cost.device) % len(cost)
     loss_budget = cost.shape[1] * allowed_error(terms.sum(2), rounded.sum(2))
-    # The gradient is a sum of terms P C / eps, which cancel.
-    budget = allowed_error(gradient, rounded_gradient, terms.max().item() / eps / size) if backward else 0.0
+    budget = _gradient_budget(gradient, rounded_gradient, terms.max().item() / eps / size) if backward else 0.0
     return Truth(terms.sum((1, 2))[repeat].mean(), loss_budget, gradient, budget, None)
 
 
@@ -90,9 +89,8 @@ def sinkd_truth(
         sure = slack == 0
         q = log_q.exp()
         slack = _of_logits(2 * slack, q) / temperature
-        # The gradient is a sum of terms q P C / eps, which cancel.
         largest = (q.max() * terms.max()).item() / eps / temperature
-        budget = allowed_error(gradient[sure], rounded_gradient[sure], largest)
+        budget = _gradient_budget(gradient[sure], rounded_gradient[sure], largest)
     return Truth(terms.sum(), size * allowed_error(terms.sum(1), rounded.sum(1)), gradient, budget, slack)
 
 
@@ -130,6 +128,11 @@ def _terms(cost: Tensor, row: float, column: float, eps: float, iterations: int)
     for _ in range(iterations):
         alpha, beta = checkpoint(iteration, scores, beta, use_reentrant=False)
     return (scores + alpha[:, :, None] + beta[:, None, :]).exp() * cost
+
+
+def _gradient_budget(exact: Tensor, rounded: Tensor, largest: float) -> float:
+    """`largest`: of the terms P C / eps of which the gradient is a sum; they cancel, in float32 whatever the dtype."""
+    return allowed_error(exact, rounded) + 2 * torch.finfo(torch.float32).eps * largest
 
 
 def _unsure(log_q: Tensor, log_p: Tensor, doubt_order: float, doubt_sign: float) -> Tensor:
