@@ -14,6 +14,7 @@ from kd_kernels.divergences import KINDS
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_heads(run, settings, request, provider: str) -> None:
-    width = request.config.getoption("--hidden")
-    run(HeadsCase(**settings, hidden=width, teacher_hidden=width), provider)
+def test_heads(run, settings, option, kind: str, provider: str) -> None:
+    width = option("--hidden")
+    case = HeadsCase(**settings, divergence=KINDS[kind](), vocab=option("--vocab"), hidden=width, teacher_hidden=width)
+    run(case, provider)

@@ -14,5 +14,5 @@ from kd_kernels.divergences import KINDS
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows(run, settings, provider: str) -> None:
-    run(RowsCase(**settings), provider)
+def test_rows(run, settings, option, kind: str, provider: str) -> None:
+    run(RowsCase(**settings, divergence=KINDS[kind](), vocab=option("--vocab")), provider)

@@ -1,6 +1,7 @@
 """The size of what the suites measure, and how they do."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from kd_kernels.benchmark.case import Case
 from kd_kernels.benchmark.measure import check
 from kd_kernels.benchmark.report import title
-from kd_kernels.divergences import KINDS
 
 ROUNDS = 10
 
@@ -18,17 +18,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rows", type=int, default=64)
     group.addoption("--vocab", type=int, default=151_936)
     group.addoption("--hidden", type=int, default=128)
+    group.addoption("--batch", type=int, default=256)
+    group.addoption("--iterations", type=int, default=20)
     group.addoption("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
-def settings(request: pytest.FixtureRequest, kind: str) -> dict:
+def option(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    return request.config.getoption
+
+
+@pytest.fixture
+def settings(option) -> dict:
     """What the cases of all targets have."""
-    option = request.config.getoption
     return {
-        "divergence": KINDS[kind](), "rows": option("--rows"), "vocab": option("--vocab"), "backward": True,
-        "dtype": getattr(torch, option("--dtype")), "device": option("--device"),
+        "rows": option("--rows"), "backward": True, "dtype": getattr(torch, option("--dtype")),
+        "device": option("--device"),
     }  # fmt: skip
 
 

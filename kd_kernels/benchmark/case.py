@@ -28,7 +28,7 @@ class Problem:
 
     inputs: tuple[Tensor, ...]
     complaint: Callable[[Tensor], str | None]  # what is wrong with this loss and the gradients just computed
-    floor: Floor
+    floor: Floor | None = None
 
     def clear(self) -> None:
         for x in self.inputs:
@@ -63,22 +63,25 @@ class Provider:
 
 @dataclass(frozen=True, kw_only=True)
 class Case(ABC):
-    """What to compute: a mean over rows. Light to hold: the tensors come with `make`."""
+    """What to compute: a 0-d loss. Light to hold: the tensors come with `make`."""
 
     target: ClassVar[str]
-    floor_name: ClassVar[str]
+    floor_name: ClassVar[str | None]  # None where no floor is measured
     work_unit: ClassVar[str]  # giga
+    memory_unit: ClassVar[str] = "logits"
+    baselines: ClassVar[tuple[str, ...]] = ("eager", "compile")  # providers whose times others are compared with
     legend: ClassVar[str]  # of the columns that depend on the target
 
-    divergence: Divergence
-    rows: int
-    vocab: int
     dtype: torch.dtype
     device: str
     backward: bool
-    logit_scale: float = 3.0  # standard deviation of the logits
     seed: int = 0
     axis: str = "rows"  # the size that a sweep varies
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """Name of the loss."""
 
     @property
     @abstractmethod
@@ -88,7 +91,12 @@ class Case(ABC):
     @property
     @abstractmethod
     def work(self) -> int:
-        """What every implementation must do: bytes to move, or operations of its matrix products."""
+        """What every implementation must do, in `work_unit` but for the giga."""
+
+    @property
+    @abstractmethod
+    def unit_bytes(self) -> int:
+        """Size of one tensor of `memory_unit`, or of its gradient."""
 
     @abstractmethod
     def make(self) -> Problem:
@@ -109,18 +117,9 @@ class Case(ABC):
         return []
 
     @property
-    def kind(self) -> str:
-        return self.divergence.name
-
-    @property
     def shape(self) -> dict[str, int]:
         """The sizes, the one that varies first."""
         return {self.axis: self.sizes[self.axis], **self.sizes}
-
-    @property
-    def logits_bytes(self) -> int:
-        """Size of one tensor of logits, or of its gradient."""
-        return self.rows * self.vocab * self.dtype.itemsize
 
     @property
     def direction(self) -> str:
@@ -131,14 +130,39 @@ class Case(ABC):
         return str(self.dtype).removeprefix("torch.")
 
 
-def settings(args: Namespace) -> Iterator[dict[str, Any]]:
-    """What the cases of all targets take from the command line, for every case that it asks for."""
+@dataclass(frozen=True, kw_only=True)
+class DivergenceCase(Case):
+    """A divergence, mean over rows."""
+
+    divergence: Divergence
+    rows: int
+    vocab: int
+    logit_scale: float = 3.0  # standard deviation of the logits
+
+    @property
+    def kind(self) -> str:
+        return self.divergence.name
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.rows * self.vocab * self.dtype.itemsize
+
+
+def settings(args: Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every kind that the command line asks for, with what the cases of all targets take from there."""
     directions = {"forward": [False], "forward+backward": [True], "both": [False, True]}
     for dtype in args.dtype:
         for backward in directions[args.direction]:
             for kind in args.kind:
-                yield {
-                    "divergence": KINDS[kind](), "rows": args.rows, "vocab": args.vocab, "device": args.device,
-                    "dtype": getattr(torch, dtype), "backward": backward, "logit_scale": args.logit_scale,
-                    "seed": args.seed,
+                yield kind, {
+                    "device": args.device, "dtype": getattr(torch, dtype), "backward": backward, "seed": args.seed,
                 }  # fmt: skip
+
+
+def divergence_settings(args: Namespace) -> Iterator[dict[str, Any]]:
+    """What the cases of divergences take from the command line, for every case that it asks for."""
+    for kind, shared in settings(args):
+        yield {
+            **shared, "divergence": KINDS[kind](), "rows": args.rows, "vocab": args.vocab,
+            "logit_scale": args.logit_scale,
+        }  # fmt: skip

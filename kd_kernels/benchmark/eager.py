@@ -22,6 +22,12 @@ PEAK_TENSORS = {
 COMPILED_PEAK_TENSORS = 8  # the most of any kind
 
 
+def peak_bytes(kind: str, rows: int, vocab: int) -> tuple[int, int]:
+    """Extra memory at the peak: of the forms below as they are, and compiled."""
+    tensor = 4 * rows * vocab
+    return PEAK_TENSORS[kind] * tensor, COMPILED_PEAK_TENSORS * tensor
+
+
 def loss(kind: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over the rows of logits [N, V] -> 0-d."""
     return terms(kind, student, teacher).sum() / student.shape[0]

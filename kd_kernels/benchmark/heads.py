@@ -12,20 +12,23 @@ from torch.nn import functional as F  # noqa: N812
 from kd_kernels import Head
 from kd_kernels.backends import select
 from kd_kernels.benchmark import eager, peers, providers
-from kd_kernels.benchmark.case import Case, Floor, Loss, Problem, Provider, settings
+from kd_kernels.benchmark.case import DivergenceCase, Floor, Loss, Problem, Provider, divergence_settings
 from kd_kernels.benchmark.products import Products
 from kd_kernels.benchmark.truth import DISTINCT_ROWS, HeadsTruth
 from kd_kernels.chunks import plan
+from kd_kernels.divergences import KINDS as DIVERGENCES
 from kd_kernels.losses import divergence
 from kd_kernels.testing.inputs import generator
 
+KINDS = tuple(DIVERGENCES)
 ROWS = 1024
+DTYPE = "bf16"
 HIDDEN = 128
 OPTIONS = ("hidden", "teacher_hidden", "masked", "frozen_head", "chunk_tokens", "memory_budget")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsCase(Case):
+class HeadsCase(DivergenceCase):
     target: ClassVar[str] = "heads"
     floor_name: ClassVar[str] = "products"
     work_unit: ClassVar[str] = "GFLOP"
@@ -121,7 +124,8 @@ are given the rows that count."""
             return eager.loss(self.divergence, F.linear(hidden, weight), F.linear(teacher_hidden, teacher_weight))
 
         return providers.of(
-            self, names, backends, ours=ours, dense=dense, dense_rows=self.counted, around=_of_counted_rows,
+            self, names, backends, ours=ours, dense=dense,
+            dense_bytes=eager.peak_bytes(self.kind, self.counted, self.vocab), around=_of_counted_rows,
             peers=[peers.liger_of_heads(self, _of_counted_rows), peers.trl_of_heads(self, _of_counted_rows)],
         )  # fmt: skip
 
@@ -175,5 +179,5 @@ def cases(args: Namespace) -> list[HeadsCase]:
             **shared, hidden=hidden, teacher_hidden=args.teacher_hidden or hidden, masked=args.masked or 0.0,
             frozen_head=bool(args.frozen_head), chunk_tokens=args.chunk_tokens, memory_budget=args.memory_budget,
         )
-        for shared in settings(args)
+        for shared in divergence_settings(args)
     ]  # fmt: skip

@@ -29,6 +29,7 @@ def describe(device: str) -> dict[str, str | int | float | None]:
         "kd_kernels": kd_kernels.__version__,
         "liger_kernel": _version("liger_kernel"),
         "trl": _version("trl"),
+        "pot": _version("POT"),
     }
 
 

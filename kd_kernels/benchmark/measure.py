@@ -27,14 +27,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A case, its outcomes, and the time of the case's floor meanwhile."""
+    """A case, its outcomes, and the time of the case's floor meanwhile, where it has one."""
 
     case: Case
     outcomes: tuple[Outcome, ...]
-    floor: Spread
+    floor: Spread | None = None
 
-    def times_floor(self, outcome: Outcome) -> float:
-        return outcome.time.median / self.floor.median
+    def times_floor(self, outcome: Outcome) -> float | None:
+        return None if self.floor is None else outcome.time.median / self.floor.median
 
     def rate(self, outcome: Outcome) -> float:
         """Work of the case per second."""
@@ -45,8 +45,8 @@ class Measurement:
         return None if baseline is None else baseline.time.median / outcome.time.median
 
     def memory_ratio(self, outcome: Outcome) -> float | None:
-        """Extra peak memory over the size of one tensor of logits."""
-        return None if outcome.extra_bytes is None else outcome.extra_bytes / self.case.logits_bytes
+        """Extra peak memory over the case's unit of memory."""
+        return None if outcome.extra_bytes is None else outcome.extra_bytes / self.case.unit_bytes
 
     @property
     def failed(self) -> bool:
@@ -68,13 +68,15 @@ def measure(case: Case, providers: Sequence[Provider], seconds: float) -> Measur
             problem.clear()
         outcomes[provider.name] = outcome
 
-    *samples, floor = interleave(
-        [*calls.values(), problem.floor.call],
-        seconds=seconds, clock=clock_for(case.device), between=problem.clear,
-    )  # fmt: skip
-    for name, times in zip(calls, samples, strict=True):
-        outcomes[name] = replace(outcomes[name], time=Spread.of(times))
-    return Measurement(case, tuple(outcomes.values()), Spread.of(floor).times(problem.floor.times))
+    timed = [*calls.values()] + ([] if problem.floor is None else [problem.floor.call])
+    spreads: list[Spread] = []
+    if timed:
+        samples = interleave(timed, seconds=seconds, clock=clock_for(case.device), between=problem.clear)
+        spreads = [Spread.of(of_one) for of_one in samples]
+    for name, spread in zip(calls, spreads, strict=False):
+        outcomes[name] = replace(outcomes[name], time=spread)
+    floor = None if problem.floor is None else spreads[-1].times(problem.floor.times)
+    return Measurement(case, tuple(outcomes.values()), floor)
 
 
 def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Call | None]:
@@ -101,5 +103,5 @@ def check(case: Case, problem: Problem, provider: Provider) -> tuple[Outcome, Ca
 
 
 def _extra_bytes(case: Case, call: Call) -> int | None:
-    # Of logits of few pages the pages would be measured.
-    return extra_peak_bytes(call, case.device) if case.logits_bytes >= 8 * RESOLUTION else None
+    # Of tensors of few pages the pages would be measured.
+    return extra_peak_bytes(call, case.device) if case.unit_bytes >= 8 * RESOLUTION else None

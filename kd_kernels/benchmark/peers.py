@@ -1,4 +1,4 @@
-"""Losses of Liger and TRL for the cases that they know: None for those that they do not."""
+"""Losses of Liger, TRL and POT for the cases that they know: None for those that they do not."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from kd_kernels.benchmark.memory import shortage
 
 if TYPE_CHECKING:
     from kd_kernels.benchmark.heads import HeadsCase
+    from kd_kernels.benchmark.transport import SinkhornCase
 
 # beta of the generalised JSD, whose ends both libraries define as the two KLs.
 _BETA: dict[str, Callable[[Case], float]] = {
@@ -107,6 +108,20 @@ def trl_of_heads(case: "HeadsCase", around: Callable[[Loss], Loss]) -> Provider 
 
 
 _TRL_PEAK_TILES = 13  # as measured: two of logits, and what PyTorch makes of them where there is no Triton
+
+
+def pot_of_costs(case: "SinkhornCase") -> Provider:
+    """POT's batch solver in the log domain, with a tolerance that no error falls below."""
+
+    def build() -> Loss:
+        from ot.batch import solve_batch
+
+        # Of its other modes "envelope", the default, and "last_step" do not give the gradient of <P, C>.
+        grad = "autodiff" if case.backward else "detach"
+        options = {"reg": case.eps, "method": "log_sinkhorn", "max_iter": case.iterations, "tol": 0.0, "grad": grad}
+        return lambda cost: solve_batch(cost.float(), **options).value_linear.mean()
+
+    return Provider("pot", build, _not_installed("ot"), skip=shortage(case.dense_bytes, case.device))
 
 
 def _not_installed(package: str) -> str | None:

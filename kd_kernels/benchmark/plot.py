@@ -1,4 +1,4 @@
-"""Measurements as a chart: time by provider for every kind, with the floor."""
+"""Measurements as a chart: time by provider for every kind, with the floor where there is one."""
 
 from collections.abc import Sequence
 from itertools import cycle, groupby
@@ -53,13 +53,16 @@ def _draw(ax: Axes, measurements: Sequence[Measurement], colours: dict[str, str]
             positions, times = zip(*bars, strict=True)
             spread = [[t.median - t.p20 for t in times], [t.p80 - t.median for t in times]]
             ax.bar(positions, [t.median for t in times], 0.9 * width, yerr=spread, color=colour, label=provider)
-    floors = [1e3 * m.floor.median for m in measurements]
-    starts = [x - _GROUP_WIDTH / 2 for x in range(len(floors))]
-    ends = [x + _GROUP_WIDTH for x in starts]
-    ax.hlines(floors, starts, ends, color="black", linestyle="--", label=measurements[0].case.floor_name)
+    floors = [(x, 1e3 * m.floor.median) for x, m in enumerate(measurements) if m.floor]
+    if floors:
+        xs, heights = zip(*floors, strict=True)
+        starts = [x - _GROUP_WIDTH / 2 for x in xs]
+        ends = [x + _GROUP_WIDTH for x in starts]
+        ax.hlines(heights, starts, ends, color="black", linestyle="--", label=measurements[0].case.floor_name)
     ax.set_xticks(range(len(measurements)), [m.case.kind for m in measurements], rotation=20, ha="right")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=min(floors) / 2)
+    lowest = [1e3 * t.median for m in measurements for t in (m.floor, *(o.time for o in m.outcomes)) if t]
+    ax.set_ylim(bottom=min(lowest, default=1) / 2)
     ax.set_ylabel("time, ms (median; p20 to p80)")
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_kernels.backends import select
-from kd_kernels.benchmark import PROVIDERS, eager
+from kd_kernels.benchmark import PROVIDERS
 from kd_kernels.benchmark.case import Case, Loss, Provider
 from kd_kernels.benchmark.memory import shortage
 
@@ -18,8 +18,8 @@ def of(
     *,
     ours: Callable[[str], Loss],
     dense: Loss,
-    peers: Sequence[Provider | None],
-    dense_rows: int | None = None,
+    dense_bytes: tuple[int, int],
+    peers: Sequence[Provider | None] = (),
     around: Callable[[Loss], Loss] = lambda loss: loss,
 ) -> list[Provider]:
     """The named providers, in the order of PROVIDERS.
@@ -30,24 +30,15 @@ def of(
         backends: of this library.
         ours: the loss on a backend.
         dense: the loss in plain PyTorch, which eager code runs as it is and the compiler compiles.
+        dense_bytes: what `dense` may need at its peak, eager and compiled.
         peers: None for those that do not know the kind.
-        dense_rows: rows of logits that `dense` holds; those of the case by default.
         around: what runs before `dense` and is not compiled.
     """
-    rows = case.rows if dense_rows is None else dense_rows
-    tensor = 4 * rows * case.vocab
+    eager_skip, compiled_skip = (shortage(required, case.device) for required in dense_bytes)
     found = [
         *[_ours(case, backend, ours) for backend in backends],
-        Provider(
-            "eager",
-            lambda: around(dense),
-            skip=shortage(eager.PEAK_TENSORS[case.kind] * tensor, case.device),
-        ),
-        Provider(
-            "compile",
-            lambda: around(_compiled(dense)),
-            skip=shortage(eager.COMPILED_PEAK_TENSORS * tensor, case.device),
-        ),
+        Provider("eager", lambda: around(dense), skip=eager_skip),
+        Provider("compile", lambda: around(_compiled(dense)), skip=compiled_skip),
         *[peer for peer in peers if peer is not None],
     ]
     return [provider for name in PROVIDERS if name in names for provider in found if _is(provider, name)]

@@ -3,8 +3,8 @@
 import csv
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -12,14 +12,7 @@ from kd_kernels.benchmark.case import Case
 from kd_kernels.benchmark.measure import Measurement, Outcome
 from kd_kernels.benchmark.timing import Spread
 
-SCHEMA = 2
-
-# Format of the table's columns.
-_FORMATS = ("<16", "<12", ">10", ">19", ">8", ">10", ">11", ">8", ">12", ">9", ">8")
-
-_LEGEND = """\
-x eager, x compile: times faster than these. x {0}: time over that of the row {0}. MB: extra peak memory.
-x logits: extra peak memory over the size of one tensor of logits, or its gradient."""
+SCHEMA = 3
 
 # The columns of Liger's benchmark data.
 CSV_COLUMNS = (
@@ -43,32 +36,20 @@ def title(case: Case) -> str:
 
 
 def heading(case: Case) -> str:
-    floor = case.floor_name
-    return _line([
-        "kind", "provider", "median", "[p20 - p80]", "x eager", "x compile", f"x {floor}", f"{case.work_unit}/s",
-        f"of {floor}", "MB", "x logits",
-    ])  # fmt: skip
+    return _line((column.format, column.heading) for column in _columns(case))
 
 
 def table(measurement: Measurement) -> Iterator[str]:
-    """The rows of one case: the floor, then the providers that are there."""
-    kind = measurement.case.kind
+    """The rows of one case: its floor, where it has one, then the providers that are there."""
+    columns = _columns(measurement.case)
     floor = Outcome(measurement.case.floor_name, ours=False, status="ok", time=measurement.floor)
-    for o in (floor, *measurement.outcomes):
+    for o in (*([] if measurement.floor is None else [floor]), *measurement.outcomes):
         if o.status == "missing":
             continue
+        cells = [(column.format, column.cell(measurement, o)) for column in columns[: None if o.time else 2]]
         if o.time is None:
-            yield _line([kind, o.provider, f"{o.status.upper()}: {textwrap.shorten(o.reason, 120)}"])
-            continue
-        speedups = (measurement.speedup(o, over) for over in ("eager", "compile"))
-        memory = measurement.memory_ratio(o)
-        yield _line([
-            kind, o.provider, *_duration(o.time), *("" if s is None else _short(s) for s in speedups),
-            _short(measurement.times_floor(o)), f"{measurement.rate(o) / 1e9:.1f}",
-            f"{100 / measurement.times_floor(o):.0f} %", *(["", ""] if memory is None else [
-                f"{o.extra_bytes / 1e6:.0f}", f"{memory:.2f}",
-            ]),
-        ])  # fmt: skip
+            cells.append(("", f"{o.status.upper()}: {textwrap.shorten(o.reason, 120)}"))
+        yield _line(cells)
 
 
 def footnotes(measurements: Sequence[Measurement]) -> Iterator[str]:
@@ -78,9 +59,7 @@ def footnotes(measurements: Sequence[Measurement]) -> Iterator[str]:
     if compiled:
         yield f"compile: first calls took {min(compiled):.1f} to {max(compiled):.1f} s, which is not in the times"
     yield from dict.fromkeys(f"{o.provider}: {o.reason}" for o in outcomes if o.status == "missing")
-    for name, legend in dict.fromkeys((m.case.floor_name, m.case.legend) for m in measurements):
-        yield _LEGEND.format(name)
-        yield legend
+    yield from _legend([m.case for m in measurements])
 
 
 def write_json(
@@ -137,9 +116,9 @@ def _as_dict(m: Measurement) -> dict:
         "seed": case.seed,
         "remarks": case.remarks,
         "work": {"amount": case.work, "unit": case.work_unit.removeprefix("G")},
-        "logits_bytes": case.logits_bytes,
+        "memory_unit": {"name": case.memory_unit, "bytes": case.unit_bytes},
         "planned_bytes": case.planned_bytes,
-        "floor": {"name": case.floor_name, "seconds": asdict(m.floor)},
+        "floor": None if m.floor is None else {"name": case.floor_name, "seconds": asdict(m.floor)},
         "providers": [_outcome_as_dict(m, o) for o in m.outcomes],
     }
 
@@ -155,13 +134,52 @@ def _outcome_as_dict(m: Measurement, o: Outcome) -> dict:
         "extra_bytes": o.extra_bytes,
         "memory_ratio": m.memory_ratio(o),
         "times_floor": m.times_floor(o) if timed else None,
-        "speedup_over_eager": m.speedup(o, "eager") if timed else None,
-        "speedup_over_compile": m.speedup(o, "compile") if timed else None,
+        **{f"speedup_over_{over}": m.speedup(o, over) if timed else None for over in m.case.baselines},
     }
 
 
-def _line(cells: Iterable[str]) -> str:
-    return " ".join(format(cell, spec) for cell, spec in zip(cells, _FORMATS, strict=False)).rstrip()
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    format: str
+    cell: Callable[[Measurement, Outcome], str]  # of an outcome that has a time
+
+
+def _columns(case: Case) -> list[_Column]:
+    floor, unit = case.floor_name, case.memory_unit
+    speedups = [
+        _Column(f"x {over}", f">{width}", lambda m, o, over=over: _short(m.speedup(o, over)))
+        for over, width in zip(case.baselines, (8, 10), strict=True)
+    ]
+    times_floor = _Column(f"x {floor}", ">11", lambda m, o: _short(m.times_floor(o)))
+    of_floor = _Column(f"of {floor}", ">12", lambda m, o: f"{100 / m.times_floor(o):.0f} %")
+    return [
+        _Column("kind", "<16", lambda m, o: m.case.kind),
+        _Column("provider", "<12", lambda m, o: o.provider),
+        _Column("median", ">10", lambda m, o: _duration(o.time)[0]),
+        _Column("[p20 - p80]", ">19", lambda m, o: _duration(o.time)[1]),
+        *speedups,
+        *[times_floor] * (floor is not None),
+        _Column(f"{case.work_unit}/s", ">8", lambda m, o: f"{m.rate(o) / 1e9:.1f}"),
+        *[of_floor] * (floor is not None),
+        _Column("MB", ">9", lambda m, o: "" if o.extra_bytes is None else f"{o.extra_bytes / 1e6:.0f}"),
+        _Column(f"x {unit}", ">8", lambda m, o: _short(m.memory_ratio(o), digits=2)),
+    ]
+
+
+def _legend(cases: Sequence[Case]) -> Iterator[str]:
+    """What the columns mean."""
+    compared = ", ".join(dict.fromkeys(f"x {over}" for case in cases for over in case.baselines))
+    floors = dict.fromkeys(case.floor_name for case in cases if case.floor_name)
+    times_floor = "".join(f" x {floor}: time over that of the row {floor}." for floor in floors)
+    yield f"{compared}: times faster than these.{times_floor} MB: extra peak memory."
+    for unit in dict.fromkeys(case.memory_unit for case in cases):
+        yield f"x {unit}: extra peak memory over the size of one tensor of {unit}, or its gradient."
+    yield from dict.fromkeys(case.legend for case in cases)
+
+
+def _line(cells: Iterable[tuple[str, str]]) -> str:
+    return " ".join(format(cell, spec) for spec, cell in cells).rstrip()
 
 
 def _duration(time: Spread) -> tuple[str, str]:
@@ -170,8 +188,11 @@ def _duration(time: Spread) -> tuple[str, str]:
     return f"{median} {unit}", f"[{p20} - {p80}]"
 
 
-def _short(x: float) -> str:
-    return f"{x:.{0 if x >= 100 else 1 if x >= 10 else 2}f}"
+def _short(x: float | None, digits: int | None = None) -> str:
+    """To three digits, or so many after the point; nothing where there is no number."""
+    if x is None:
+        return ""
+    return f"{x:.{(0 if x >= 100 else 1 if x >= 10 else 2) if digits is None else digits}f}"
 
 
 def _now() -> str:

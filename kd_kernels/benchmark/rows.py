@@ -11,19 +11,22 @@ from torch import Tensor
 
 from kd_kernels.benchmark import eager as by_hand
 from kd_kernels.benchmark import peers, providers
-from kd_kernels.benchmark.case import Case, Floor, Loss, Problem, Provider, settings
+from kd_kernels.benchmark.case import DivergenceCase, Floor, Loss, Problem, Provider, divergence_settings
 from kd_kernels.benchmark.truth import DISTINCT_ROWS, off
+from kd_kernels.divergences import KINDS as DIVERGENCES
 from kd_kernels.losses import divergence
 from kd_kernels.testing.budget import allowed_error
 from kd_kernels.testing.inputs import far_pair, near_pair
 from kd_kernels.testing.truth import eager, truth
 
+KINDS = tuple(DIVERGENCES)
 ROWS = 64
+DTYPE = "bf16"
 OPTIONS = ("near",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsCase(Case):
+class RowsCase(DivergenceCase):
     target: ClassVar[str] = "rows"
     floor_name: ClassVar[str] = "floor"
     work_unit: ClassVar[str] = "GB"
@@ -38,7 +41,7 @@ floor: moving what must be moved (logits, gradient) at the bandwidth of a copy m
     @property
     def work(self) -> int:
         """Both logits are read and the gradient is written."""
-        return (3 if self.backward else 2) * self.logits_bytes
+        return (3 if self.backward else 2) * self.unit_bytes
 
     @property
     def remarks(self) -> list[str]:
@@ -76,9 +79,10 @@ floor: moving what must be moved (logits, gradient) at the bandwidth of a copy m
 
         return providers.of(
             self, names, backends, ours=ours, dense=partial(by_hand.loss, self.divergence),
+            dense_bytes=by_hand.peak_bytes(self.kind, self.rows, self.vocab),
             peers=[peers.liger_of_logits(self), peers.trl_of_logits(self)],
         )  # fmt: skip
 
 
 def cases(args: Namespace) -> list[RowsCase]:
-    return [RowsCase(**shared, near=bool(args.near)) for shared in settings(args)]
+    return [RowsCase(**shared, near=bool(args.near)) for shared in divergence_settings(args)]

@@ -30,7 +30,7 @@ def save(measurements: Sequence[Measurement], path: Path) -> None:
                               color=colour, alpha=0.2, linewidth=0)  # fmt: skip
             held = [(_x(m), o.extra_bytes / 1e6) for m, o in found if o.extra_bytes is not None]
             _line(memory, held, colour, provider)
-        floor = [(_x(m), 1e3 * m.floor.median) for m in group]
+        floor = [(_x(m), 1e3 * m.floor.median) for m in group if m.floor]
         _line(time, floor, "black", group[0].case.floor_name, linestyle="--")
         planned = [(_x(m), m.case.planned_bytes / 1e6) for m in group if m.case.planned_bytes is not None]
         _line(memory, planned, "grey", "planned", linestyle=":")

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from kd_kernels.backends.select import BACKENDS
 from kd_kernels.benchmark import PROVIDERS, TARGETS
-from kd_kernels.divergences import KINDS
 
 if TYPE_CHECKING:
     from kd_kernels.benchmark.case import Case
 
 _VOCABULARIES = {"qwen": 151_936, "llama3": 128_256, "gemma": 262_144}
-_SIZES = ("rows", "vocab", "hidden")
+_SIZES = ("rows", "vocab", "hidden", "batch", "iterations")
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -26,14 +25,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     what = parser.add_argument_group("what to measure")
     what.add_argument(
         "target", nargs="?", choices=TARGETS, default="rows",
-        help="rows: logits x logits (default); heads: hidden states and LM heads, both sides",
+        help="rows: logits x logits (default); heads: hidden states and LM heads, both sides; transport: SinKD, "
+        "Sinkhorn iterations, sorted distributions",
     )  # fmt: skip
-    what.add_argument("--kind", type=_names(KINDS), action="extend", help="a,b,... or all (default)")
-    what.add_argument("--rows", type=_positive(int), help="default 64; heads: 1024")
+    what.add_argument(
+        "--kind", type=lambda text: text.split(","), action="extend", help="a,b,... or all (default) of the target"
+    )
+    what.add_argument("--rows", type=_positive(int), help="default 64; heads: 1024; transport: several sizes")
     size = what.add_mutually_exclusive_group()
     size.add_argument("--vocab", type=_positive(int))
     size.add_argument("--preset", choices=_VOCABULARIES, help="vocabulary of a family of models, default qwen")
-    size.add_argument("--tiny", action="store_true", help="[4, 128]: the overhead of a call")
+    size.add_argument("--tiny", action="store_true", help="4 rows, vocabulary 128: the overhead of a call")
     what.add_argument(
         "--sweep",
         type=_sweep,
@@ -41,7 +43,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SIZE=A,B,...",
         help=f"one of {', '.join(_SIZES)}; may be repeated: each varies alone",
     )
-    what.add_argument("--dtype", type=_names(_DTYPES), action="extend", help="bf16 (default), fp16, fp32")
+    what.add_argument(
+        "--dtype", type=_names(_DTYPES), action="extend", help="bf16, fp16, fp32; default bf16, transport: fp32"
+    )
     what.add_argument("--device", type=_device, help="cpu or cuda[:n]; default cuda where there is one")
     what.add_argument("--direction", choices=["forward", "forward+backward", "both"], default="forward+backward")
     what.add_argument("--logit-scale", type=_positive(float), default=3.0, help="standard deviation of the logits")
@@ -59,6 +63,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     heads.add_argument("--frozen-head", action="store_true", default=None, help="no gradient of the LM head's weight")
     heads.add_argument("--chunk-tokens", type=_positive(int), help="of this library; default what it chooses")
     heads.add_argument("--memory-budget", type=_bytes, help="of this library, such as 600MB")
+
+    transport = parser.add_argument_group("of the target transport")
+    transport.add_argument("--batch", type=_positive(int), help="problems at a time, sinkhorn; default several sizes")
+    transport.add_argument("--iterations", type=_positive(int), help="of sinkd and sinkhorn, default 20")
+    transport.add_argument("--eps", type=_positive(float), help="strength of the entropy, default 0.1")
 
     how = parser.add_argument_group("against what and how")
     how.add_argument("--backend", type=_names(BACKENDS), action="extend", help="of this library, default auto")
@@ -114,12 +123,16 @@ def _cases(args: Namespace, target: ModuleType) -> "Sequence[Case]":
     """The cases of the target; for a sweep, at each of its sizes."""
     if not args.sweep:
         return target.cases(args)
-    return [
+    cases = [
         replace(case, axis=name)
         for name, sizes in args.sweep
         for size in sizes
         for case in target.cases(Namespace(**vars(args) | {name: size}))
     ]
+    for case in cases:
+        if case.axis not in case.sizes:
+            raise ValueError(f"--sweep must be of {', '.join(case.sizes)} for {case.kind}, got {case.axis}")
+    return cases
 
 
 def _complete(args: Namespace, target: ModuleType) -> None:
@@ -130,10 +143,13 @@ def _complete(args: Namespace, target: ModuleType) -> None:
         for option in importlib.import_module(TARGETS[other]).OPTIONS:
             if getattr(args, option) is not None or option in dict(args.sweep or ()):
                 raise ValueError(f"--{option.replace('_', '-')} is for the target {other}, got {args.target}")
-    args.kind = args.kind or list(KINDS)
+    args.kind = list(target.KINDS) if args.kind in (None, ["all"]) else args.kind
+    for kind in args.kind:
+        if kind not in target.KINDS:
+            raise ValueError(f"--kind must be of {', '.join(target.KINDS)} for {args.target}, got {kind!r}")
     args.rows = args.rows or (4 if args.tiny else target.ROWS)
     args.vocab = args.vocab or (128 if args.tiny else _VOCABULARIES[args.preset or "qwen"])
-    args.dtype = [_DTYPES[name] for name in args.dtype or ["bf16"]]
+    args.dtype = [_DTYPES[name] for name in args.dtype or [target.DTYPE]]
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: this PyTorch finds no GPU")

@@ -76,9 +76,16 @@ def test_sweeps_vary_one_size_each(target, tmp_path):
         (["--hidden", "8"], "--hidden is for the target heads, got rows"),
         (["--sweep", "hidden=8,9"], "--hidden is for the target heads, got rows"),
         (["heads", "--near"], "--near is for the target rows, got heads"),
+        (["--eps", "0.2"], "--eps is for the target transport, got rows"),
+        (["--kind", "jsd,nope"], "--kind must be of forward_kl"),
+        (["transport", "--kind", "jsd"], "--kind must be of sinkd, sinkhorn, sorted_l1 for transport, got 'jsd'"),
+        (
+            ["transport", "--kind", "sinkhorn", "--sweep", "vocab=8,9"],
+            "--sweep must be of batch, rows, iterations for sinkhorn, got vocab",
+        ),
     ],
 )
-def test_options_of_another_target(arguments, message, capsys):
+def test_what_the_target_does_not_know(arguments, message, capsys):
     assert main([*TINY[:1], *arguments, *TINY[1:]]) == 2
     assert message in capsys.readouterr().err
 
@@ -93,14 +100,13 @@ def test_a_wrong_provider_fails_the_command(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kind", "jsd,nope"], "must be of forward_kl"),
         (["--dtype", "int8"], "must be of bf16"),
         (["--providers", "x"], "must be of kd, eager"),
         (["--rows", "0"], "must be positive"),
         (["--masked", "1"], "must be at least 0 and below 1"),
         (["--memory-budget", "6x"], "must be a size in bytes such as 600MB"),
         (["--sweep", "rows"], "invalid"),
-        (["--sweep", "depth=1"], "must be SIZE=A,B,... with a size of rows, vocab, hidden"),
+        (["--sweep", "depth=1"], "must be SIZE=A,B,... with a size of rows, vocab, hidden, batch, iterations"),
         (["--vocab", "8", "--preset", "qwen"], "not allowed with"),
         (["--json", "/no/such/directory/out.json"], "is not a directory"),
         (["--device", "xpu"], "must be cpu or cuda"),
@@ -120,17 +126,24 @@ def test_a_device_that_is_not_there(capsys):
     assert "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["rows", "heads"])
-def test_the_suite_of_pytest_benchmark(target):
+@pytest.mark.parametrize(
+    ("target", "sizes"),
+    [
+        ("rows", "rows 9, vocab 50"),
+        ("heads", "rows 9, vocab 50, hidden 128, teacher hidden 128"),
+        ("transport", "batch 3, rows 9, iterations 20"),
+    ],
+)
+def test_the_suite_of_pytest_benchmark(target, sizes):
     suite = Path(__file__).parents[2] / f"bench/bench_{target}.py"
-    command = [sys.executable, "-m", "pytest", suite, "--rows=9", "--vocab=50", "-k", "not compile", "-q"]
+    options = ["--rows=9", "--vocab=50", *["--batch=3"] * (target == "transport")]
+    command = [sys.executable, "-m", "pytest", suite, *options, "-k", "not compile", "-q"]
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")
     }  # it switches benchmarks off
     run = subprocess.run([*command, "--benchmark-enable"], capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stdout
-    hidden = ", hidden 128, teacher hidden 128" if target == "heads" else ""
-    assert f"{target}: rows 9, vocab 50{hidden}, bfloat16, forward+backward, cpu" in run.stdout
+    assert f"{target}: {sizes}, bfloat16, forward+backward, cpu" in run.stdout
 
 
 def test_the_package_does_not_import_it():

@@ -133,7 +133,7 @@ def test_inputs_follow_the_seed_and_repeat_few_rows():
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_bytes(dtype, size):
     case = rows_case(dtype=dtype)
-    assert case.logits_bytes == 19 * 100 * size
+    assert case.unit_bytes == 19 * 100 * size
     assert case.work == 3 * 19 * 100 * size
     assert rows_case(dtype=dtype, backward=False).work == 2 * 19 * 100 * size
     assert case.make().floor.times == 1.5  # a copy moves two

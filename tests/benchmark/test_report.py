@@ -96,7 +96,7 @@ def test_json(measurement, tmp_path):
         "target": "rows", "kind": "jsd", "shape": {"rows": 512, "vocab": 1000}, "dtype": "bfloat16", "device": "cpu",
         "direction": "forward+backward",
     }  # fmt: skip
-    assert case["work"]["amount"] == 3 * case["logits_bytes"] == 3_072_000
+    assert case["work"]["amount"] == 3 * case["memory_unit"]["bytes"] == 3_072_000
     assert case["floor"] == {"name": "floor", "seconds": {"p20": 75e-5, "median": 15e-4, "p80": 225e-5, "samples": 9}}
     ours, _, wrong, _, missing = case["providers"]
     assert ours["seconds"] == {"p20": 1e-3, "median": 2e-3, "p80": 3e-3, "samples": 9}
