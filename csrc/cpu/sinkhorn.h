@@ -68,7 +68,7 @@ inline size_t sinkhorn_scratch(const SinkhornProblems& of) {
 inline size_t sinkhorn_backward_scratch(const SinkhornProblems& of) {
   const size_t item = of.cost.first.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const size_t rows = size_t(sinkhorn_pitch(of.rows)), columns = size_t(sinkhorn_pitch(of.columns));
-  return item * (2 * size_t(of.rows) * columns + (5 + kSinkhornTerms) * rows + (6 + kSinkhornTerms) * columns) +
+  return item * (2 * size_t(of.rows) * columns + (5 + kSinkhornTerms) * rows + (7 + kSinkhornTerms) * columns) +
          sizeof(double) * (rows + columns);
 }
 

@@ -35,6 +35,7 @@ template <class F, class T> class SinkhornReverse {
     g_ = carver_.template take<S>(columns);
     b_gradient_ = carver_.template take<S>(columns);
     sums_ = carver_.template take<S>(columns);
+    center_ = carver_.template take<S>(columns);
     row_terms_ = carver_.template take<S>(kSinkhornTerms * rows);
     column_terms_ = carver_.template take<S>(kSinkhornTerms * columns);
     upstream_ = static_cast<const S*>(call.upstream)[problem];
@@ -94,7 +95,7 @@ template <class F, class T> class SinkhornReverse {
     std::fill(y_ + frame_.m, y_ + frame_.pitch, S(0));
   }
 
-  // total = dV P - M / eps, alpha = rho (G K y), beta = sigma (G^T K x).
+  // total = dV P - M / eps, alpha = rho (G K y), beta = sigma (G^T K x), all with the columns of G centred.
   void begin(int64_t last) {
     const int64_t n = frame_.n, m = frame_.m, pitch = frame_.pitch;
     const bool absorbed = last == 1 && jumped();
@@ -103,38 +104,61 @@ template <class F, class T> class SinkhornReverse {
       take_potentials(frame_.column_offset, y_, m, g_);
       std::fill(g_ + m, g_ + pitch, S(0));
     }
+    // The derivative of the last column scaling is the mean of G in its column. What G has in common there changes
+    // nothing else, and is taken off first: beside costs of thousands of eps the rest would lose its digits.
+    const S* column_scaling = sigma(last);
+    std::fill(center_, center_ + pitch, S(0));
+    std::fill(beta_, beta_ + pitch, S(0));
+    for (int64_t i = 0; i < n; ++i) add_to_means(i);
+    for (int64_t j = 0; j < m; ++j) {
+      center_[j] = beta_[j] * column_scaling[j];
+      b_gradient_[j] = center_[j];
+    }
     std::fill(beta_, beta_ + pitch, S(0));
     for (int64_t i = 0; i < n; ++i) {
       const S scaling = absorbed ? (rho(last)[i] == S(0) ? S(0) : S(1)) : rho(last)[i];
       alpha_[i] = scaling * begin_row(i);
     }
-    const S* scaling = sigma(last);
-    for (int64_t j = 0; j < m; ++j) beta_[j] *= scaling[j];
+    for (int64_t j = 0; j < m; ++j) beta_[j] *= column_scaling[j];
+  }
+
+  const S* plan_upstream_row(int64_t i) const {
+    const S* all = static_cast<const S*>(call_.plan_upstream);
+    return all ? all + (problem_ * call_.of.rows + i) * call_.of.columns : nullptr;
+  }
+
+  // (G_ij - center_j) K_ij for a register of columns. An infinite cost has no part.
+  F weighted_derivative(int64_t i, int64_t j, const T* c, const S* plan_upstream, F kernel) const {
+    const int count = int(std::min<int64_t>(kLanes, frame_.m - j));
+    const F v(upstream_), zero(S(0));
+    F g = zero;
+    if (call_.of.entropic) {
+      g = v * (F(f_[i]) + Lanes<F>::load(g_ + j));
+    } else {
+      g = v * (count == kLanes ? Lanes<F>::load(c + j) : Lanes<F>::load(c + j, count, S(0)));
+    }
+    if (plan_upstream) {
+      g = g + (count == kLanes ? Lanes<F>::load(plan_upstream + j) : Lanes<F>::load(plan_upstream + j, count, S(0)));
+    }
+    return select(kernel == zero, zero, (g - Lanes<F>::load(center_ + j)) * kernel);
+  }
+
+  void add_to_means(int64_t i) {
+    const S* k = frame_.k + i * frame_.pitch;
+    const F x(x_[i]);
+    for (int64_t j = 0; j < frame_.m; j += kLanes) {
+      const F weighted = weighted_derivative(i, j, frame_.cost_row(i), plan_upstream_row(i), Lanes<F>::load(k + j));
+      Lanes<F>::store(beta_ + j, fma(weighted, x, Lanes<F>::load(beta_ + j)));
+    }
   }
 
   S begin_row(int64_t i) {
-    const T* c = frame_.cost_row(i);
     const S* k = frame_.k + i * frame_.pitch;
-    const int64_t columns = call_.of.columns;
-    const S* plan_upstream = call_.plan_upstream
-                                 ? static_cast<const S*>(call_.plan_upstream) + (problem_ * call_.of.rows + i) * columns
-                                 : nullptr;
-    const F x(x_[i]), zero(S(0)), v(upstream_), inverse_eps(S(1.0 / frame_.eps));
-    F sum = zero;
+    const F x(x_[i]), v(upstream_), inverse_eps(S(1.0 / frame_.eps));
+    F sum(S(0));
     for (int64_t j = 0; j < frame_.m; j += kLanes) {
-      const int count = int(std::min<int64_t>(kLanes, frame_.m - j));
-      const F kernel = Lanes<F>::load(k + j);
-      F g = zero;
-      if (call_.of.entropic) {
-        g = v * (F(f_[i]) + Lanes<F>::load(g_ + j));
-      } else {
-        g = v * (count == kLanes ? Lanes<F>::load(c + j) : Lanes<F>::load(c + j, count, S(0)));
-      }
-      if (plan_upstream) {
-        g = g + (count == kLanes ? Lanes<F>::load(plan_upstream + j) : Lanes<F>::load(plan_upstream + j, count, S(0)));
-      }
-      const F weighted = select(kernel == zero, zero, g * kernel);  // an infinite cost has no part
-      const F y = Lanes<F>::load(y_ + j);
+      const F kernel = Lanes<F>::load(k + j), y = Lanes<F>::load(y_ + j);
+      const F weighted = weighted_derivative(i, j, frame_.cost_row(i), plan_upstream_row(i), kernel);
       sum = fma(weighted, y, sum);
       Lanes<F>::store(beta_ + j, fma(weighted, x, Lanes<F>::load(beta_ + j)));
       Lanes<F>::store(total_ + i * frame_.pitch + j, x * y * (v * kernel - weighted * inverse_eps));
@@ -281,7 +305,7 @@ template <class F, class T> class SinkhornReverse {
   Frame<F, T> frame_;
   S upstream_;
   S* total_;  // gradient of the cost, [n][pitch]
-  S *x_, *alpha_, *f_, *a_gradient_, *y_, *beta_, *g_, *b_gradient_, *sums_;
+  S *x_, *alpha_, *f_, *a_gradient_, *y_, *beta_, *g_, *b_gradient_, *sums_, *center_;
   S *row_terms_, *column_terms_;
   int64_t terms_ = 0;  // gathered since the last flush
 };
