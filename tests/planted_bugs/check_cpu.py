@@ -38,7 +38,21 @@ FUNCTIONS = {
         "kd::SliceFunction kd::slice_function_scalar(DType, DType) { return run_slice_row<Lane, float, float>; }"
     ),
     "tail": "kd::TailFunction kd::tail_function_scalar(DType) { return run_tail_row<Lane, float>; }",
+    "sinkhorn_kernel": """
+#include "sinkhorn_backward.h"
+kd::SinkhornFunction kd::sinkhorn_function_scalar(DType) { return solve_sinkhorn<Lane, float>; }
+kd::SinkhornBackwardFunction kd::sinkhorn_backward_function_scalar(DType) { return reverse_sinkhorn<Lane, float>; }
+""",
+    "l1_cost_kernel": (
+        "kd::L1Functions kd::l1_functions_scalar(DType, DType) { return l1_functions_of<Lane, float, float>(); }"
+    ),
+    "sorted_l1_kernel": (
+        "kd::SortedFunction kd::sorted_function_scalar(DType, DType) { return SortedRow<Lane, float, float>::run; }"
+    ),
 }
+# Where headers without a unit of their own are compiled: those that several kernels share, into the rows alone.
+UNITS = {"sinkhorn_backward": "sinkhorn_kernel", "sinkhorn_frame": "sinkhorn_kernel"}
+OF_INSTRUCTION_SETS = ("_scalar.cpp", "_avx2.cpp", "_avx512.cpp")
 FLAGS = [
     "-std=c++17", "-O1", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=off",
@@ -68,14 +82,13 @@ class Core:
         return self.csrc / f"{stem}.cpp"
 
     def sources(self) -> list[Path]:
-        others = [path for path in (self.csrc / "cpu").glob("*.cpp") if not path.name.startswith("rows_")]
+        others = [path for path in (self.csrc / "cpu").glob("*.cpp") if not path.name.endswith(OF_INSTRUCTION_SETS)]
         return [*map(self.unit, FUNCTIONS), self.csrc / "bind.cpp", *others]
 
     def source_of(self, changed: Path) -> Path:
-        """Where a change is compiled: of a header that several kernels share, into the rows alone."""
         if changed.suffix == ".cpp":
             return changed
-        return self.unit(changed.stem if changed.stem in FUNCTIONS else "row_kernel")
+        return self.unit(changed.stem if changed.stem in FUNCTIONS else UNITS.get(changed.stem, "row_kernel"))
 
     def compile(self, source: Path) -> None:
         include = [self.csrc, self.csrc / "include", self.csrc / "cpu", pybind11.get_include()]

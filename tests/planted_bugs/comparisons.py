@@ -22,13 +22,14 @@ def close(actual, expected, plain, what, size=0.0):
 
 @contextmanager
 def guarded_memory():
-    """torch.empty returns NaN, followed by numbers that must stay."""
+    """torch.empty returns NaN (of integers, -1), followed by numbers that must stay."""
     empty, guards = torch.empty, []
 
     def guarded(*shape, **options):
         shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
         numel = shape.numel()
-        memory = empty(numel + GUARD, **options).fill_(math.nan)
+        memory = empty(numel + GUARD, **options)
+        memory.fill_(math.nan if memory.is_floating_point() else -1)
         guards.append(memory[numel:].fill_(7))
         return memory[:numel].view(shape)
 

@@ -11,6 +11,7 @@ from comparisons import close, guarded_memory
 from product_situations import PRODUCT_SITUATIONS
 from slice_situations import SLICE_SITUATIONS
 from tail_situations import TAIL_SITUATIONS
+from transport_situations import L1_COST_SITUATIONS, SINKHORN_SITUATIONS, SORTED_L1_SITUATIONS
 
 import kd_kernels as kd
 from kd_kernels.testing.inputs import far_pair, near_pair, one_hot_pair
@@ -211,7 +212,9 @@ FLOAT32_SITUATIONS = [x for x in SITUATIONS if x not in (rows_apart, half_precis
 # Situations for the bugs of a file, by its stem. Rows show what other files hold.
 OF_FILES = {
     "slice_kernel": SLICE_SITUATIONS, "slices": SLICE_SITUATIONS, "merge": SLICE_SITUATIONS, "tail": TAIL_SITUATIONS,
-    "tail_kernel": TAIL_SITUATIONS, "outer_product": PRODUCT_SITUATIONS,
+    "tail_kernel": TAIL_SITUATIONS, "outer_product": PRODUCT_SITUATIONS, "sinkhorn_frame": SINKHORN_SITUATIONS,
+    "sinkhorn_kernel": SINKHORN_SITUATIONS, "sinkhorn_backward": SINKHORN_SITUATIONS,
+    "l1_cost_kernel": L1_COST_SITUATIONS, "transport": L1_COST_SITUATIONS, "sorted_l1_kernel": SORTED_L1_SITUATIONS,
 }  # fmt: skip
 
 

@@ -120,6 +120,17 @@ class TestAccuracy:
             assert_within_budget(*(r.value for r in results), "value")
             assert_within_budget(*found, "gradient")
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_column_forbidden_to_all_beside_scalings_of_one(self, dtype):
+        """Frame B then has the offsets of frame A; the reverse pass cannot tell them apart, and need not."""
+        cost = torch.tensor([[[1.0, 3.0, INF], [3.0, 2.0, INF], [1.5, 3.0, INF]]], dtype=dtype)
+        a = torch.tensor([[0.5, 1.5, 0.25]], dtype=dtype)
+        found = []
+        for x, backend in ((leaves(cost, a), "cpu"), (leaves(cost.double(), a.double()), "reference")):
+            found.append(gradients(kd.sinkhorn(*x, eps=0.01, iterations=2, backend=backend).value.sum(), x))
+        for x, y in zip(*found, strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-4)
+
     def test_costs_far_from_zero(self):
         """The same plan when a constant is added to every cost, though float32 potentials hold few digits of it."""
         cost = (torch.rand(2, 8, 8) * 64).round() / 64
