@@ -20,6 +20,7 @@ from kd_kernels.divergences import (
     ToDi,
 )
 from kd_kernels.head import Head
+from kd_kernels.language_models import hidden_states
 from kd_kernels.losses import divergence
 from kd_kernels.memory import release_memory
 from kd_kernels.stats import Stats
@@ -57,6 +58,7 @@ __all__ = [
     "TopK",
     "Transport",
     "divergence",
+    "hidden_states",
     "l1_cost",
     "release_memory",
     "sinkhorn",
