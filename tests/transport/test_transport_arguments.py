@@ -40,7 +40,6 @@ LOGITS = torch.randn(2, 3, 8)
         ({"init": (None, torch.zeros(2, 3))}, ValueError, r"g of init must have shape \[2, 4\]"),
         ({"backend": "tpu"}, ValueError, "backend must be one of"),
     ],
-    ids=lambda x: str(x)[:40] if isinstance(x, (dict, str)) else "",
 )
 def test_sinkhorn(arguments, error, words):
     with pytest.raises(error, match=words):
