@@ -127,8 +127,10 @@ BUGS = [
         "iterations that begin with the columns' masses"),
     Bug("cpu/sinkhorn_backward.h", "if (terms_ + 2 > kSinkhornTerms) flush();",
         "if (terms_ + 2 > kSinkhornTerms) terms_ = 0;", kd.ForwardKL(), "terms dropped where there is no more room"),
-    Bug("cpu/sinkhorn_backward.h", "select(kernel == zero, zero, g * kernel)", "g * kernel", kd.ForwardKL(),
+    Bug("cpu/sinkhorn_backward.h", "return select(kernel == zero, zero, (g", "return ((g", kd.ForwardKL(),
         "0 times an infinite cost"),
+    Bug("cpu/sinkhorn_backward.h", "b_gradient_[j] = center_[j];", "b_gradient_[j] = S(0);", kd.ForwardKL(),
+        "the gradient of the centres left out"),
     # L1 costs
     Bug("cpu/l1_cost_kernel.h", "S(Softmax ? 2 : 1)", "S(1)", kd.ForwardKL(), "half of a derivative"),
     Bug("cpu/l1_cost_kernel.h", "add_where(x[i] < y, sum[i]", "add_where(x[i] <= y, sum[i]", kd.ForwardKL(),
