@@ -85,10 +85,12 @@ class TestOpcheck:
     def test_every_op_is_checked(self):
         names = {n.removeprefix("kd_kernels::") for n in torch._C._dispatch_get_all_op_names() if "kd_kernels" in n}
         assert names == {
-            "divergence",
-            "divergence_backward",
-            "chunked_divergence",
-        }  # the last in tests/heads/test_head_ops.py
+            "divergence", "divergence_backward",
+            "chunked_divergence",  # in tests/heads/test_head_ops.py
+            "sinkhorn", "sinkhorn_backward", "sinkhorn_adjoint", "l1_cost", "l1_cost_backward",
+            "sorted_l1",  # in tests/transport/test_transport_ops.py
+            "likeliest", "likeliest_backward", "smoothed_tvd",  # in tests/methods
+        }  # fmt: skip
 
 
 class TestFakes:
@@ -405,7 +407,7 @@ class TestThreads:
 
     def test_number_of_threads_is_torchs(self, monkeypatch):
         """The core is told, at every call."""
-        from kd_kernels.backends import cpu
+        from kd_kernels.backends.cpu import rows
 
         told = []
 
@@ -414,8 +416,8 @@ class TestThreads:
                 function = getattr(core, name)
                 return lambda *args: told.append(args[-1]) or function(*args)
 
-        core = cpu._core
-        monkeypatch.setattr(cpu, "_core", Core())
+        core = rows._core
+        monkeypatch.setattr(rows, "_core", Core())
         for n in (1, 3):
             with threads_of_torch(n):
                 kd.divergence(*far_pair(3, 10))
