@@ -57,7 +57,8 @@ def test_what_eager_forms_hold(kind):
     step()
     student.grad = None
     tensors = extra_peak_bytes(step, "cpu") / student.nbytes
-    assert eager.PEAK_TENSORS[kind] - 1 < tensors + 2 < eager.PEAK_TENSORS[kind] + 0.3
+    # Small ones, a mask of a quarter of the size among them, may lie in memory that the process had before.
+    assert eager.PEAK_TENSORS[kind] - 1.3 < tensors + 2 < eager.PEAK_TENSORS[kind] + 0.3
 
 
 def test_shortage(monkeypatch):
