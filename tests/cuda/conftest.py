@@ -8,8 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "native" / "emulation"))
 
-import emulated_build  # noqa: E402
-from emulated_cuda import EmulatedCuda  # noqa: E402
+import emulated_build
+from emulated_cuda import EmulatedCuda
 
 
 @pytest.fixture(scope="session")

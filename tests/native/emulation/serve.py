@@ -2,9 +2,9 @@
 
     python serve.py MODULE
 
-with the module that emulated_build.extension made. A call is a pickled tuple: name, arguments, keyword arguments, seed of the
-scheduler, compute capability. CPU tensors take the place of those on a device; what of torch.cuda is asked about them is
-answered here.
+with the module that emulated_build.extension made. A call is a pickled tuple: name, arguments, keyword arguments, seed
+of the scheduler, compute capability. CPU tensors take the place of those on a device; what torch.cuda is asked about
+them is answered here.
 """
 
 import contextlib
