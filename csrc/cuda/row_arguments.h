@@ -23,8 +23,9 @@ struct RowArguments {
   float scale;
   float a, b;       // the family's parameters
   float curvature;  // f''(1) of the divergence, its ratio to the KL where the sides are close
-  int key_bits;     // leading bits in which the float keys of two of the teacher's logits can differ
+  int key_shift;    // low bits of a float that are 0 in every logit of the teacher's dtype
   bool half;        // entries of 16 bits are float16, not bfloat16
+  bool keeps;       // there is room for h in the slice
   int slice;        // vectors of a row that a block of the cluster holds
 };
 

@@ -12,12 +12,14 @@ namespace kd {
 
 // Sums of both KLs. A far row has its value, and what its gradient needs to know of it, from the first sweep.
 template <bool Forward, bool Reverse> struct KlRows {
-  static constexpr bool kIsKl = true, kForward = Forward, kReverse = Reverse;
+  static constexpr bool kIsKl = true, kIsAkl = false, kForward = Forward, kReverse = Reverse;
   static KD_HD Kl<float, Forward, Reverse> near(float a, float b) { return {a, b}; }
 };
 
 // As Jeffreys, with weights that every row has of its own.
-struct AklRows : KlRows<true, true> {};
+struct AklRows : KlRows<true, true> {
+  static constexpr bool kIsAkl = true;
+};
 
 // `kValueFirst`: near or far is only known from the value itself.
 template <bool ValueFirst, bool ForwardKl = !ValueFirst> struct TermRows {

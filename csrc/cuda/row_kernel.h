@@ -9,7 +9,10 @@
 // Float sums run in two slots for every thread, at most a few hundred terms each, and then up a tree.
 #pragma once
 
+#include "row_akl.h"
 #include "row_families.h"
+#include "row_kernels.h"
+#include "row_normal.h"
 #include "row_slice.h"
 #include "row_team.h"
 
@@ -22,29 +25,13 @@ constexpr float kFarRow = 1.0f / 64;
 // An entry may exceed the logit that offsets come from by 2^100 before a sum is in danger.
 KD_DEVICE bool is_safe(float x) { return x > -1e30f && x < 1e30f; }
 
-struct Slots {  // two sums side by side, so that an addition need not wait for the last
-  float of[2] = {0.0f, 0.0f};
-  KD_DEVICE void add(int k, float x) { of[k & 1] += x; }
-  KD_DEVICE void add_product(int k, float a, float b) { of[k & 1] = fma(a, b, of[k & 1]); }
-  KD_DEVICE float total() const { return of[0] + of[1]; }
-};
-
-struct NormalRow {                          // a normalised row pair
-  float offset_student, offset_teacher;     // log2 of an entry's exponential is z rate + offset
-  float inverse_student, inverse_teacher;   // 1 / sum of exponentials
-  float log_student, log_teacher;           // log2 of the sums
-  float shift_student, shift_teacher, gap;  // d = ((z_s - shift_s) - ratio (z_t - shift_t)) k - gap
-  float forward, reverse;                   // the KLs, right to about 1e-7 absolute, where they are asked for
-  float mean_log_ratio;                     // of log2 (e_s / e_t) under q, where the reverse KL is; finite
-};
-
 template <class Family, int kBytes, class Slice> class RowKernel {
   static constexpr int kWide = 4, kNarrow = 2;  // words of a side at a time: in the sweeps of far and of near rows
   static constexpr int kEntries = kVectorBytes / kBytes;
 
  public:
-  KD_DEVICE RowKernel(const RowArguments& arguments, Slice& slice, Team<Slice::kClustered>& team, bool keeps)
-      : of_(arguments), slice_(slice), team_(team), keeps_(keeps) {}
+  KD_DEVICE RowKernel(const RowArguments& arguments, Slice& slice, Team<Slice::kClustered>& team)
+      : of_(arguments), slice_(slice), team_(team) {}
 
   // The row is in the slice, and counts.
   KD_DEVICE void run(int64_t row, const RowPair<kBytes>& pair, float weight) {
@@ -67,6 +54,10 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     float x, y, student, teacher;  // x, y: log2 of them
   };
 
+  template <class Body> KD_DEVICE void sweep(const RowPair<kBytes>& pair, const Body& body) {
+    slice_.sweep(pair, threadIdx.x, blockDim.x, slice_.vectors(), body);
+  }
+
   KD_DEVICE Exponentials exponentials(float z_s, float z_t) const {
     const float x = fma(z_s, of_.rate_student, r_.offset_student), y = fma(z_t, of_.rate_teacher, r_.offset_teacher);
     return {x, y, exp2_fast(x), exp2_fast(y)};
@@ -82,11 +73,16 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 
   KD_DEVICE float divergence(const RowPair<kBytes>& pair, float factor) {
     if constexpr (Family::kIsKl) {
+      float a = of_.a, b = of_.b;
+      if constexpr (Family::kIsAkl) {
+        a = AklSplit<kBytes, Slice>(of_, slice_, team_, pair, r_).head_weight();
+        b = 1.0f - a;
+      }
       // A weight of zero leaves its side out even where that is infinite.
-      const float value = (Family::kForward && of_.a > 0.0f ? of_.a * r_.forward : 0.0f) +
-                          (Family::kReverse && of_.b > 0.0f ? of_.b * r_.reverse : 0.0f);
-      if (!(value >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
-      if (pair.grad) write_kl_gradient(pair, of_.a, of_.b, factor);
+      const float value = (Family::kForward && a > 0.0f ? a * r_.forward : 0.0f) +
+                          (Family::kReverse && b > 0.0f ? b * r_.reverse : 0.0f);
+      if (!(value >= kFarRow)) return near_row(pair, Family::near(a, b), factor);
+      if (pair.grad) write_kl_gradient(pair, a, b, factor);
       return value;
     } else {
       if (!Family::kValueFirst && !(of_.curvature * r_.forward >= kFarRow)) {
@@ -116,6 +112,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     const bool defined = sum[0] >= 0.5f && sum[1] >= 0.5f && is_safe(sum[0]) && is_safe(sum[1]);
     r_.inverse_student = defined ? 1.0f / sum[0] : NAN;
     r_.inverse_teacher = 1.0f / sum[1];
+    r_.highest_teacher = looked_at == all ? top[1] : INFINITY;
     r_.log_student = log(sum[0]) * log2_e<float>();
     r_.log_teacher = log(sum[1]) * log2_e<float>();
     const float log_ratio = log(sum[0] * r_.inverse_teacher) * log2_e<float>();  // closer than their difference
@@ -138,7 +135,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 
   KD_DEVICE void tops(const RowPair<kBytes>& pair, int count, float (&top)[2]) {
     top[0] = top[1] = -INFINITY;
-    slice_.sweep(pair, count, [&](const Place<kBytes>& at) {
+    slice_.sweep(pair, threadIdx.x, blockDim.x, count, [&](const Place<kBytes>& at) {
       float x[kEntries], y[kEntries];
       at.template read<kWide>(pair, of_.half, 0, x, y);
 #pragma unroll
@@ -153,7 +150,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   // sum e_s, sum e_t, sum e_t log2(e_t / e_s), sum e_s log2(e_s / e_t).
   KD_DEVICE void sums(const RowPair<kBytes>& pair, float (&sum)[4]) {
     Slots student, teacher, forward, reverse;
-    slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+    sweep(pair, [&](const Place<kBytes>& at) {
       float x[kEntries], y[kEntries];
       at.template read<kWide>(pair, of_.half, 0, x, y);
 #pragma unroll
@@ -177,7 +174,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   // -sum p log p in nats.
   KD_DEVICE void write_entropies(int64_t row, const RowPair<kBytes>& pair) {
     Slots student, teacher;
-    slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+    sweep(pair, [&](const Place<kBytes>& at) {
 #pragma unroll 1
       for (int part = 0; part < kWide / kNarrow; ++part) {
         float x[kEntries / 2], y[kEntries / 2];
@@ -202,7 +199,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   // every term of it is known to relative precision. Where the rows are close this is what makes d itself right.
   KD_DEVICE void refine_gap(const RowPair<kBytes>& pair) {
     Slots residue;
-    slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+    sweep(pair, [&](const Place<kBytes>& at) {
 #pragma unroll 1
       for (int part = 0; part < kWide / kNarrow; ++part) {
         float x[kEntries / 2], y[kEntries / 2];
@@ -239,13 +236,13 @@ template <class Family, int kBytes, class Slice> class RowKernel {
                                                            const Terms& term_of) {
     constexpr int kCount = 4 * kWords / kBytes;
     float sum[2];
-    const bool keep_h = keeps_ && pair.grad;
+    const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && pair.grad;
     const int passes = pair.grad && !keep_h ? 2 : 1;
     float value = 0.0f;
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       Slots of_value, of_h;
-      slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+      sweep(pair, [&](const Place<kBytes>& at) {
 #pragma unroll 1
         for (int part = 0; part < kWide / kWords; ++part) {
           float x[kCount], y[kCount], h[kCount];
@@ -283,7 +280,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   // The gradient from h. The difference comes before the factor: where the student is certain of an entry it is 0.
   KD_DEVICE void combine(const RowPair<kBytes>& pair, float h_sum, float factor) {
     const float minus_sum = -h_sum * r_.inverse_student;
-    slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+    sweep(pair, [&](const Place<kBytes>& at) {
       float x[kEntries], h[kEntries];
       unpack<kBytes>(Words<kWide>::load(at.student), of_.half, x);
       recall<kBytes, kWide>(at.teacher, at.spare, h);
@@ -302,7 +299,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     const KlGradient<float, Family::kForward, Family::kReverse> gradient{
         forward * factor * r_.inverse_student, -forward * factor * r_.inverse_teacher,
         reverse * factor * r_.inverse_student * ln2<float>()};
-    slice_.sweep(pair, slice_.vectors(), [&](const Place<kBytes>& at) {
+    sweep(pair, [&](const Place<kBytes>& at) {
       float x[kEntries], y[kEntries];
       at.template read<kWide>(pair, of_.half, 0, x, y);
 #pragma unroll
@@ -317,7 +314,6 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   const RowArguments& of_;
   Slice& slice_;
   Team<Slice::kClustered>& team_;
-  const bool keeps_;
   NormalRow r_;
 };
 
@@ -354,23 +350,13 @@ template <int kBytes> KD_DEVICE void finish_row(const RowArguments& of, int64_t 
   }
 }
 
-// Two blocks and more share a multiprocessor: while one of them waits for its row or for its team, another computes.
-// That is why a block has one row at a time and not the next one besides: the memory for it is better spent on a block.
-constexpr int kRowBlocks = 2;
-
-struct alignas(kVectorBytes) OnChipMemory {
-  Barrier arrived;
-  TeamMemory team;
-};
-
 template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThreads, kRowBlocks)
     row_kernel_on_chip(RowArguments of) {
 #if KD_HAS_CLUSTERS
   using Slice = OnChipSlice<kBytes>;
-  auto* memory = dynamic_shared<OnChipMemory>();
+  auto* memory = dynamic_shared<RowMemory>();
   Team<true> team(&memory->team);
-  const bool keeps = !Family::kIsKl;
-  Slice slice(reinterpret_cast<uint4*>(memory + 1), of.slice, keeps && kBytes < 4, &memory->arrived);
+  Slice slice(memory->vectors(), of.slice, &memory->arrived);
   if (threadIdx.x == 0) {
     barrier_init(&memory->arrived, 1);
     barrier_init_fence();
@@ -385,7 +371,7 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
       const int begin = team.rank() * of.slice, end = begin + of.slice, all = pair.vectors();
       slice.request(pair, begin, end < all ? end : all);
       slice.await();
-      RowKernel<Family, kBytes, Slice>(of, slice, team, keeps).run(row, pair, weight);
+      RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
       slice.release();
     }
     finish_row<kBytes>(of, row, weight != 0.0f, team.rank(), team.size());
@@ -396,19 +382,24 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
 template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThreads, kRowBlocks)
     row_kernel_streamed(RowArguments of) {
   using Slice = StreamedSlice<kBytes>;
-  auto* memory = dynamic_shared<TeamMemory>();
-  Team<false> team(memory);
-  Slice slice(reinterpret_cast<uint4*>(memory + 1));
+  auto* memory = dynamic_shared<RowMemory>();
+  Team<false> team(&memory->team);
+  Slice slice(memory->vectors());
 #pragma unroll 1
   for (int64_t row = blockIdx.x; row < of.rows; row += gridDim.x) {
     const float weight = of.weight ? of.weight[row] : 1.0f;
     if (weight != 0.0f) {
       const RowPair<kBytes> pair(of, row);
       slice.request(pair, 0, pair.vectors());
-      RowKernel<Family, kBytes, Slice>(of, slice, team, false).run(row, pair, weight);
+      RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
     }
     finish_row<kBytes>(of, row, weight != 0.0f, 0, 1);
   }
+}
+
+template <class Family> RowKernels row_kernels(int entry_bytes) {
+  if (entry_bytes == 2) return {row_kernel_on_chip<Family, 2>, row_kernel_streamed<Family, 2>};
+  return {row_kernel_on_chip<Family, 4>, row_kernel_streamed<Family, 4>};
 }
 
 }  // namespace kd

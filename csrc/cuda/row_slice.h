@@ -10,6 +10,7 @@
 
 #include "row_arguments.h"
 #include "row_entries.h"
+#include "row_plan.h"
 
 namespace kd {
 
@@ -107,9 +108,9 @@ template <int kBytes> class OnChipSlice {
  public:
   static constexpr bool kClustered = true;
 
-  // `spare` may be null.
-  KD_DEVICE OnChipSlice(uint4* memory, int room, bool spare, Barrier* arrived)
-      : student_(memory), teacher_(memory + room), spare_(spare ? memory + 2 * room : nullptr), arrived_(arrived) {}
+  // `memory`: twice `room` vectors, or thrice where h of entries of 16 bits is kept.
+  KD_DEVICE OnChipSlice(uint4* memory, int room, Barrier* arrived)
+      : student_(memory), teacher_(memory + room), spare_(memory + 2 * room), arrived_(arrived) {}
 
   // Has the block's vectors [begin, end) of a row copied. By all threads, none of which needs the slice any more.
   KD_DEVICE void request(const RowPair<kBytes>& row, int begin, int end) {
@@ -150,10 +151,10 @@ template <int kBytes> class OnChipSlice {
 
   KD_DEVICE int vectors() const { return vectors_; }
 
-  // body(place) for the block's first `count` vectors.
-  template <class Body> KD_DEVICE void sweep(const RowPair<kBytes>& row, int count, Body body) {
+  // body(place) for the block's vectors first, first + stride, ... before `end`.
+  template <class Body> KD_DEVICE void sweep(const RowPair<kBytes>& row, int first, int stride, int end, Body body) {
 #pragma unroll 1
-    for (int v = threadIdx.x; v < count; v += blockDim.x) {
+    for (int v = first; v < end; v += stride) {
       body(Place<kBytes>{row.first_entry(begin_ + v), student_ + v, teacher_ + v, spare_ + v});
     }
   }
@@ -167,8 +168,6 @@ template <int kBytes> class OnChipSlice {
   int begin_ = 0, vectors_ = 0;
 };
 
-constexpr int kRing = 4;  // vectors of a side that a thread has under way or in hand
-
 template <int kBytes> class StreamedSlice {
  public:
   static constexpr bool kClustered = false;
@@ -179,14 +178,14 @@ template <int kBytes> class StreamedSlice {
   KD_DEVICE int vectors() const { return vectors_; }
 
   // No thread looks at what another has copied.
-  template <class Body> KD_DEVICE void sweep(const RowPair<kBytes>& row, int count, Body body) {
-    int ahead = threadIdx.x;
+  template <class Body> KD_DEVICE void sweep(const RowPair<kBytes>& row, int first, int stride, int end, Body body) {
+    int ahead = first;
 #pragma unroll 1
-    for (int turn = 0; turn < kRing - 1; ++turn, ahead += blockDim.x) copy(row, ahead, count, turn);
+    for (int turn = 0; turn < kRing - 1; ++turn, ahead += stride) copy(row, ahead, end, turn);
     int turn = 0;
 #pragma unroll 1
-    for (int v = threadIdx.x; v < count; v += blockDim.x, ahead += blockDim.x) {
-      copy(row, ahead, count, (turn + kRing - 1) % kRing);
+    for (int v = first; v < end; v += stride, ahead += stride) {
+      copy(row, ahead, end, (turn + kRing - 1) % kRing);
       copy_wait<kRing - 1>();
       body(Place<kBytes>{row.first_entry(v), student(turn), teacher(turn), nullptr});
       turn = (turn + 1) % kRing;
@@ -198,8 +197,8 @@ template <int kBytes> class StreamedSlice {
   KD_DEVICE uint4* student(int turn) const { return ring_ + 2 * turn * blockDim.x; }
   KD_DEVICE uint4* teacher(int turn) const { return ring_ + (2 * turn + 1) * blockDim.x; }
 
-  KD_DEVICE void copy(const RowPair<kBytes>& row, int v, int count, int turn) {
-    if (v < count) {
+  KD_DEVICE void copy(const RowPair<kBytes>& row, int v, int end, int turn) {
+    if (v < end) {
       const int entry = row.first_entry(v);
       if (row.has_all(entry)) {
         copy16_async(student(turn), row.student + entry);
