@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kd/dtype.h"
+
 namespace kd {
 
 constexpr int kMaxRowThreads = 256;
@@ -15,7 +17,7 @@ constexpr int kRing = 4;        // vectors of a side that a thread has under way
 constexpr int kRowBlocks = 2;
 
 struct RowPlan {
-  int cluster;    // blocks to a row, which hold it in shared memory; 0: one block, and the row is streamed
+  int blocks;     // that share a row in their shared memory; 0: one block, and the row is streamed
   int threads;    // of a block
   int64_t slice;  // vectors of a side that a block holds
   bool keeps;     // h has a place beside the logits
@@ -28,8 +30,8 @@ struct SharedMemory {
 };
 SharedMemory shared_memory_of(int capability);
 
-// `keeps`: the family has a use for h of every entry. `cluster`: what to take instead of the best, -1 for that.
+// `keeps`: the family has a use for h of every entry. `blocks`: what to take instead of the best, -1 for that.
 // Throws std::invalid_argument where the row does not fit so.
-RowPlan plan_rows(int64_t columns, int entry_bytes, bool keeps, int capability, int cluster = -1);
+RowPlan plan_rows(int64_t columns, DType dtype, bool keeps, int capability, int blocks = -1);
 
 }  // namespace kd

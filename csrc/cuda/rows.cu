@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kVectorsPerThread = 4;  // of a side, while a block has not all its threads
 
+int bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 int threads_for(int64_t vectors) {
   const int64_t warps = (vectors + kVectorsPerThread * kWarp - 1) / (kVectorsPerThread * kWarp);
   return static_cast<int>(std::min<int64_t>(warps * kWarp, kMaxRowThreads));
@@ -65,15 +67,15 @@ SharedMemory shared_memory_of(int capability) {
   return {99 * kKiB, 100 * kKiB};
 }
 
-RowPlan plan_rows(int64_t columns, int entry_bytes, bool keeps, int capability, int cluster) {
+RowPlan plan_rows(int64_t columns, DType dtype, bool keeps, int capability, int blocks) {
   constexpr int64_t kVector = 16;
   constexpr size_t kReserved = 1024;  // bytes of every block that the system takes
   // A row may begin with the last entry of a vector.
-  const int64_t entries = kVector / entry_bytes, vectors = (columns + 2 * (entries - 1)) / entries;
+  const int64_t entries = kVector / bytes_of(dtype), vectors = (columns + 2 * (entries - 1)) / entries;
   const SharedMemory memory = shared_memory_of(capability);
   const auto on_chip = [&](int blocks, bool with_h) {
     const int64_t slice = (vectors + blocks - 1) / blocks;
-    const int64_t sides = with_h && entry_bytes == 2 ? 3 : 2;  // h of 32 bits takes the teacher's place, or needs more
+    const int64_t sides = with_h && bytes_of(dtype) == 2 ? 3 : 2;  // h of 32 bits takes the teacher's place, or more
     return RowPlan{blocks, threads_for(slice), slice, with_h, sizeof(RowMemory) + size_t(slice * sides * kVector)};
   };
   const auto streamed = [&] {
@@ -81,17 +83,17 @@ RowPlan plan_rows(int64_t columns, int entry_bytes, bool keeps, int capability, 
     return RowPlan{0, threads, vectors, false, sizeof(RowMemory) + size_t(threads * 2 * kRing * kVector)};
   };
 
-  if (cluster == 0) return streamed();
-  if (cluster > 0) {
+  if (blocks == 0) return streamed();
+  if (blocks > 0) {
     for (const bool with_h : {keeps, false}) {
-      const RowPlan plan = on_chip(cluster, with_h);
+      const RowPlan plan = on_chip(blocks, with_h);
       if (plan.shared_bytes <= memory.of_block) return plan;
     }
     throw std::invalid_argument("the row does not fit in so few blocks");
   }
   if (capability < 90) return streamed();
-  for (const int blocks : {1, 2, 4, 8}) {
-    const RowPlan plan = on_chip(blocks, keeps);
+  for (const int few : {1, 2, 4, kMaxCluster}) {
+    const RowPlan plan = on_chip(few, keeps);
     if (plan.shared_bytes <= memory.of_multiprocessor / kRowBlocks - kReserved) return plan;
   }
   for (const bool with_h : {keeps, false}) {
@@ -102,8 +104,10 @@ RowPlan plan_rows(int64_t columns, int entry_bytes, bool keeps, int capability, 
 }
 
 void run_rows(const RowsCall& call, const float* normalizer, const RowPlan& plan, void* stream) {
+  constexpr int64_t kMostColumns = int64_t(1) << 30;
+  if (call.width > kMostColumns || call.columns > call.width) throw std::invalid_argument("rows of too many columns");
   if (call.rows == 0) return;
-  const int entry_bytes = call.student.dtype == DType::kFloat32 ? 4 : 2;
+  const int entry_bytes = bytes_of(call.student.dtype);
   RowArguments of{};
   of.rows = call.rows;
   of.student_stride = call.student.row_stride;
@@ -134,8 +138,8 @@ void run_rows(const RowsCall& call, const float* normalizer, const RowPlan& plan
   of.slice = static_cast<int>(plan.slice);
 
   const RowKernels kernels = kernels_of(call, entry_bytes);
-  const auto kernel = plan.cluster > 0 ? kernels.on_chip : kernels.streamed;
-  const unsigned blocks = std::max(plan.cluster, 1);
+  const auto kernel = plan.blocks > 0 ? kernels.on_chip : kernels.streamed;
+  const unsigned blocks = std::max(plan.blocks, 1);
   const int64_t teams = resident_clusters(kernel, plan.threads, plan.shared_bytes, blocks);
   const unsigned grid = static_cast<unsigned>(std::min(call.rows, teams)) * blocks;
   launch(kernel, grid, plan.threads, plan.shared_bytes, blocks, stream, of);
