@@ -38,7 +38,7 @@ template <bool OfStudent> struct MixtureRows : TermRows<false> {
 
 struct TvdRows : TermRows<true> {
   static KD_HD Tvd<float> near(float, float) { return {}; }
-  static KD_HD Term<float> far(const LogPair<float>& v, float) { return FarTvd<float>{}({v.p, v.q, 0.0f}); }
+  static KD_HD Term<float> far(const LogPair<float>& v, float) { return LogTvd<float>{}(v); }
 };
 
 template <bool UnitBeta> struct TodiRows : TermRows<false> {

@@ -50,6 +50,9 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   }
 
  private:
+  struct Sums {
+    float value, h;
+  };
   struct Exponentials {
     float x, y, student, teacher;  // x, y: log2 of them
   };
@@ -84,13 +87,14 @@ template <class Family, int kBytes, class Slice> class RowKernel {
       if (!(value >= kFarRow)) return near_row(pair, Family::near(a, b), factor);
       if (pair.grad) write_kl_gradient(pair, a, b, factor);
       return value;
+    } else if constexpr (Family::kValueFirst) {
+      const Sums sums = terms<kWide>(pair, false, 0.0f, far_terms());
+      if (!(sums.value >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
+      if (pair.grad) write_far_gradient(pair, sums.h, factor);
+      return sums.value;
     } else {
-      if (!Family::kValueFirst && !(of_.curvature * r_.forward >= kFarRow)) {
-        return near_row(pair, Family::near(of_.a, of_.b), factor);
-      }
-      const float value = far_row(pair, factor);
-      if (Family::kValueFirst && !(value >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
-      return value;
+      if (!(of_.curvature * r_.forward >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
+      return terms<kWide>(pair, pair.grad != nullptr, factor, far_terms()).value;
     }
   }
 
@@ -216,29 +220,30 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   template <class Divergence> KD_DEVICE float near_row(const RowPair<kBytes>& pair, const Divergence& divergence,
                                                        float factor) {
     refine_gap(pair);
-    return terms<kNarrow>(pair, factor, [&](float z_s, float z_t, float* q) {
-      const Pair<float> v = near_pair(z_s, z_t);
-      *q = v.q;
-      return divergence(v);
-    });
+    return terms<kNarrow>(pair, pair.grad != nullptr, factor, [&](float z_s, float z_t, float* q) {
+             const Pair<float> v = near_pair(z_s, z_t);
+             *q = v.q;
+             return divergence(v);
+           })
+        .value;
   }
 
-  KD_DEVICE float far_row(const RowPair<kBytes>& pair, float factor) {
-    return terms<kWide>(pair, factor, [&](float z_s, float z_t, float* q) {
+  // An entry's terms in the far form, and its q.
+  KD_DEVICE auto far_terms() const {
+    return [this](float z_s, float z_t, float* q) {
       const Exponentials e = exponentials(z_s, z_t);
       *q = e.student * r_.inverse_student;
       return Family::far({e.teacher * r_.inverse_teacher, *q, e.y - r_.log_teacher, e.x - r_.log_student}, of_.a);
-    });
+    };
   }
 
   // Sums of the terms, then the gradient: from h where it was kept, else from the terms again, by the same code.
-  template <int kWords, class Terms> KD_DEVICE float terms(const RowPair<kBytes>& pair, float factor,
-                                                           const Terms& term_of) {
+  template <int kWords, class Terms> KD_DEVICE Sums terms(const RowPair<kBytes>& pair, bool with_gradient, float factor,
+                                                          const Terms& term_of) {
     constexpr int kCount = 4 * kWords / kBytes;
-    float sum[2];
-    const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && pair.grad;
-    const int passes = pair.grad && !keep_h ? 2 : 1;
-    float value = 0.0f;
+    const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && with_gradient;
+    const int passes = with_gradient && !keep_h ? 2 : 1;
+    Sums sums;
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       Slots of_value, of_h;
@@ -260,21 +265,20 @@ template <class Family, int kBytes, class Slice> class RowKernel {
             keep<kBytes, kWords>(h, at.teacher_part(part * kWords), at.spare_part(part * kWords));
           } else if (pass == 1) {
 #pragma unroll
-            for (int k = 0; k < kCount; ++k) h[k] = fma(x[k], -sum[1], h[k]) * factor;
+            for (int k = 0; k < kCount; ++k) h[k] = fma(x[k], -sums.h, h[k]) * factor;
             pack<kBytes, kWords>(h, of_.half).store(at.student_part(part * kWords));
           }
         }
         if (pass == 1) at.write_gradient(pair);
       });
       if (pass == 0) {
-        sum[0] = of_value.total();
-        sum[1] = of_h.total();
+        float sum[2] = {of_value.total(), of_h.total()};
         team_.template reduce<Addition>(sum);
-        value = sum[0];
+        sums = {sum[0], sum[1]};
       }
     }
-    if (keep_h) combine(pair, sum[1], factor);
-    return value;
+    if (keep_h) combine(pair, sums.h, factor);
+    return sums;
   }
 
   // The gradient from h. The difference comes before the factor: where the student is certain of an entry it is 0.
@@ -290,6 +294,22 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         h[k] = fma(e, minus_sum, h[k]) * factor;
       }
       at.write_gradient(pair, pack<kBytes, kWide>(h, of_.half));
+    });
+  }
+
+  // The gradient where h costs less to compute again than to keep.
+  KD_DEVICE void write_far_gradient(const RowPair<kBytes>& pair, float h_sum, float factor) {
+    const auto term_of = far_terms();
+    sweep(pair, [&](const Place<kBytes>& at) {
+      float x[kEntries], y[kEntries];
+      at.template read<kWide>(pair, of_.half, 0, x, y);
+#pragma unroll
+      for (int k = 0; k < kEntries; ++k) {
+        float q;
+        const float h = term_of(x[k], y[k], &q).h;
+        x[k] = fma(q, -h_sum, h) * factor;
+      }
+      at.write_gradient(pair, pack<kBytes, kWide>(x, of_.half));
     });
   }
 
