@@ -117,9 +117,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     r_.inverse_student = defined ? 1.0f / sum[0] : NAN;
     r_.inverse_teacher = 1.0f / sum[1];
     r_.highest_teacher = looked_at == all ? top[1] : INFINITY;
-    r_.log_student = log(sum[0]) * log2_e<float>();
-    r_.log_teacher = log(sum[1]) * log2_e<float>();
-    const float log_ratio = log(sum[0] * r_.inverse_teacher) * log2_e<float>();  // closer than their difference
+    const float log_ratio = log(sum[0] * r_.inverse_teacher) * log2_e<float>();
+    r_.log_ratio = log_ratio;
     const float mean = sum[3] * r_.inverse_student;
     r_.mean_log_ratio = min(mean, static_cast<float>(kInfiniteMean));
     r_.forward = ln2<float>() * (sum[2] * r_.inverse_teacher + log_ratio);
@@ -194,8 +193,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     float sum[2] = {student.total(), teacher.total()};
     team_.template reduce<Addition>(sum);
     if (team_.rank() == 0 && threadIdx.x == 0) {
-      of_.student_entropy[row] = ln2<float>() * (r_.log_student - sum[0] * r_.inverse_student);
-      of_.teacher_entropy[row] = ln2<float>() * (r_.log_teacher - sum[1] * r_.inverse_teacher);
+      of_.student_entropy[row] = -log(r_.inverse_student) - ln2<float>() * sum[0] * r_.inverse_student;
+      of_.teacher_entropy[row] = -log(r_.inverse_teacher) - ln2<float>() * sum[1] * r_.inverse_teacher;
     }
   }
 
@@ -228,12 +227,27 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         .value;
   }
 
+  struct Logs {
+    float x, y;  // log2 of the exponentials
+    float d;     // log2 q - log2 p; NaN where both are -inf
+  };
+
+  KD_DEVICE Logs logs(float z_s, float z_t) const {
+    const float x = fma(z_s, of_.rate_student, r_.offset_student), y = fma(z_t, of_.rate_teacher, r_.offset_teacher);
+    return {x, y, (x - y) - r_.log_ratio};
+  }
+
   // An entry's terms in the far form, and its q.
   KD_DEVICE auto far_terms() const {
     return [this](float z_s, float z_t, float* q) {
-      const Exponentials e = exponentials(z_s, z_t);
-      *q = e.student * r_.inverse_student;
-      return Family::far({e.teacher * r_.inverse_teacher, *q, e.y - r_.log_teacher, e.x - r_.log_student}, of_.a);
+      const Logs of = logs(z_s, z_t);
+      LogSides<float> v;
+      v.below = of.d <= 0.0f;
+      v.big = exp2_fast(v.below ? of.y : of.x) * (v.below ? r_.inverse_teacher : r_.inverse_student);
+      v.x = v.big > 0.0f ? abs(of.d) : 0.0f;
+      v.ratio = exp2_fast(-v.x);
+      *q = v.q();
+      return Family::far(v, of_.a);
     };
   }
 
@@ -269,7 +283,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
             pack<kBytes, kWords>(h, of_.half).store(at.student_part(part * kWords));
           }
         }
-        if (pass == 1) at.write_gradient(pair);
+        if (pass == 1) slice_.write_gradient(pair, at, Words<4>::load(at.student));
       });
       if (pass == 0) {
         float sum[2] = {of_value.total(), of_h.total()};
@@ -278,6 +292,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
       }
     }
     if (keep_h) combine(pair, sums.h, factor);
+    if (with_gradient) slice_.finish_gradient(pair);
     return sums;
   }
 
@@ -293,24 +308,24 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         const float e = exp2_fast(fma(x[k], of_.rate_student, r_.offset_student));
         h[k] = fma(e, minus_sum, h[k]) * factor;
       }
-      at.write_gradient(pair, pack<kBytes, kWide>(h, of_.half));
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(h, of_.half));
     });
   }
 
   // The gradient where h costs less to compute again than to keep.
   KD_DEVICE void write_far_gradient(const RowPair<kBytes>& pair, float h_sum, float factor) {
-    const auto term_of = far_terms();
     sweep(pair, [&](const Place<kBytes>& at) {
       float x[kEntries], y[kEntries];
       at.template read<kWide>(pair, of_.half, 0, x, y);
 #pragma unroll
       for (int k = 0; k < kEntries; ++k) {
-        float q;
-        const float h = term_of(x[k], y[k], &q).h;
-        x[k] = fma(q, -h_sum, h) * factor;
+        const Logs of = logs(x[k], y[k]);
+        const float q = exp2_fast(of.x) * r_.inverse_student;
+        x[k] = fma(q, -h_sum, Family::far_h(of.d, q)) * factor;
       }
-      at.write_gradient(pair, pack<kBytes, kWide>(x, of_.half));
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(x, of_.half));
     });
+    slice_.finish_gradient(pair);
   }
 
   // Of a far row of the KL family. Logarithms are those of the very floats whose mean is taken off them, so that the
@@ -327,8 +342,9 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         const Exponentials e = exponentials(x[k], y[k]);
         x[k] = gradient(e.student, e.teacher, finite(e.x - e.y) - r_.mean_log_ratio);
       }
-      at.write_gradient(pair, pack<kBytes, kWide>(x, of_.half));
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(x, of_.half));
     });
+    slice_.finish_gradient(pair);
   }
 
   const RowArguments& of_;
@@ -341,7 +357,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 template <int kBytes> KD_DEVICE void clear(typename Entry<kBytes>::Bits* grad, int begin, int end, unsigned block,
                                            unsigned blocks) {
   constexpr int kEntries = kVectorBytes / kBytes;
-  const int phase = RowPair<kBytes>::phase_of(grad);
+  const int phase = phase_of(grad);
   const int last = (phase + end + kEntries - 1) / kEntries;
 #pragma unroll 1
   for (int v = (phase + begin) / kEntries + threadIdx.x + block * blockDim.x; v < last; v += blockDim.x * blocks) {
@@ -389,8 +405,7 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
     if (weight != 0.0f) {  // else the row is not read: it may hold anything
       const RowPair<kBytes> pair(of, row);
       const int begin = team.rank() * of.slice, end = begin + of.slice, all = pair.vectors();
-      slice.request(pair, begin, end < all ? end : all);
-      slice.await();
+      slice.fetch(pair, begin, end < all ? end : all);
       RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
       slice.release();
     }
@@ -410,7 +425,7 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
     const float weight = of.weight ? of.weight[row] : 1.0f;
     if (weight != 0.0f) {
       const RowPair<kBytes> pair(of, row);
-      slice.request(pair, 0, pair.vectors());
+      slice.fetch(pair, 0, pair.vectors());
       RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
     }
     finish_row<kBytes>(of, row, weight != 0.0f, 0, 1);
