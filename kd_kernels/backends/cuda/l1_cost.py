@@ -27,12 +27,11 @@ def l1_cost(
     new = torch.empty if softmax else torch.zeros  # vectors that are no logits have no statistics
     statistics = new(batch, n + m, 2, device=student.device)
     cost = torch.empty(batch, n, m, device=student.device)
-    ranges = _cuda.l1_cut(n, m, columns).ranges
-    partials = torch.empty(ranges if ranges > 1 else 0, batch, n, m, device=student.device)
+    sums = torch.empty(batch * _cuda.l1_cut(n, m, columns).sums, device=student.device)
     problems, held = _problems(
         student, teacher, student_mask, teacher_mask, inverse_temperatures, columns, softmax, statistics
     )
-    _cuda.l1_cost(*where(student), problems, partials.data_ptr(), cost.data_ptr())
+    _cuda.l1_cost(*where(student), problems, sums.data_ptr(), cost.data_ptr())
     del held
     return cost, statistics
 
