@@ -274,7 +274,7 @@ def test_backend_that_does_not_support_the_dtype():
 
 def test_message_names_both_dtypes():
     with pytest.raises(ValueError, match="does not support bfloat16 and float16 logits on meta"):
-        select.choose("cpu", "meta", (torch.bfloat16, torch.float16))
+        select.choose("cpu", META, (torch.bfloat16, torch.float16))
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_triton_that_is_not_installed(without, device):
         "cuda": (RuntimeError, "is not available: triton is not installed. backend='reference' runs everywhere."),
     }[device]
     with pytest.raises(expected, match=f"^backend 'triton' {re.escape(message)}$"):
-        select.choose("triton", device, (torch.float32, torch.float32))
+        select.choose("triton", torch.device(device), (torch.float32, torch.float32))
 
 
 def test_teacher_gradient_of_a_compiled_backend():
