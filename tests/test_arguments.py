@@ -258,8 +258,8 @@ def test_objects_and_names_resolve_to_the_same():
 
 
 def test_unknown_backend():
-    error(ValueError, "backend must be one of auto, cpu, triton, reference, got 'cuda'", S, T, backend="cuda")
-    error(ValueError, "backend must be one of auto, cpu, triton, reference, got None", S, T, backend=None)
+    error(ValueError, "backend must be one of auto, cpu, cuda, triton, reference, got 'cuda'", S, T, backend="cuda")
+    error(ValueError, "backend must be one of auto, cpu, cuda, triton, reference, got None", S, T, backend=None)
 
 
 def test_backend_that_does_not_support_the_device():
