@@ -24,6 +24,7 @@ LAYERS = [
     {"ops"},
     {"autograd"},
     {"losses", "memory", "transport"},
+    {"log_probabilities"},
     {"kd_kernels"},  # the public names
     {"testing"},
     {"methods"},
