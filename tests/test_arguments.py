@@ -258,7 +258,7 @@ def test_objects_and_names_resolve_to_the_same():
 
 
 def test_unknown_backend():
-    error(ValueError, "backend must be one of auto, cpu, cuda, triton, reference, got 'cuda'", S, T, backend="cuda")
+    error(ValueError, "backend must be one of auto, cpu, cuda, triton, reference, got 'rocm'", S, T, backend="rocm")
     error(ValueError, "backend must be one of auto, cpu, cuda, triton, reference, got None", S, T, backend=None)
 
 
