@@ -6,5 +6,6 @@ does not list for this backend it does not have.
 """
 
 from kd_kernels.backends.cuda.call import DTYPES
+from kd_kernels.backends.cuda.l1_cost import l1_cost, l1_cost_backward
 
-__all__ = ["DTYPES"]
+__all__ = ["DTYPES", "l1_cost", "l1_cost_backward"]
