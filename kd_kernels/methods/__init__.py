@@ -8,10 +8,11 @@ from kd_kernels.methods.gkd import gkd, on_policy
 from kd_kernels.methods.multilevel_ot import MultilevelOTLoss, multilevel_ot
 from kd_kernels.methods.samples import Samples
 from kd_kernels.methods.sinkd import sinkd
+from kd_kernels.methods.taid import TAIDSchedule, taid
 from kd_kernels.methods.todi import todi
 from kd_kernels.methods.uld import uld
 
 __all__ = [
-    "MultilevelOTLoss", "Samples", "akl", "distillm", "distillm2", "engine", "f_distill", "gkd", "multilevel_ot",
-    "on_policy", "seqkd", "sinkd", "todi", "uld",
+    "MultilevelOTLoss", "Samples", "TAIDSchedule", "akl", "distillm", "distillm2", "engine", "f_distill", "gkd",
+    "multilevel_ot", "on_policy", "seqkd", "sinkd", "taid", "todi", "uld",
 ]  # fmt: skip
