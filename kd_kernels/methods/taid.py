@@ -25,7 +25,7 @@ def taid(
     chunk_tokens: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """-sum_v p_t log q, p_t = softmax((1 - t) z_s + t z_t), a constant (Shing et al. 2025, arXiv 2501.16937, eqs. 4-5).
+    """-sum_v p_t log q, p_t = softmax((1 - t) z_s + t z_t), a constant (Shing et al. 2025, arXiv 2501.16937).
 
     The cross-entropy with a distribution between the student's and the teacher's, in logit space. Its gradient is
     q - p_t: 0 at t = 0, and that of KL(p, q) at t = 1. `TAIDSchedule` gives t.
