@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_kernels import KINDS
 from kd_kernels.backends.select import BACKENDS
-from kd_kernels.distillation.method import FORMS, METHODS
+from kd_kernels.distillation.method import FORMS, METHODS, VARIANTS
 from kd_kernels.distillation.settings import BUILT_IN, GIVEN, Settings
 from kd_kernels.top_k import TAILS
 
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
+    _add_sampling(parser.add_argument_group("text that models write"))
     _add_transport(parser.add_argument_group("optimal transport"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
@@ -69,6 +70,7 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
         help="divergence of next tokens; sinkd, which adds optimal transport between tokens; multilevel_ot or uld, "
         "which add optimal transport to cross-entropy, between models whose tokenizers may differ (%(default)s)",
     )  # fmt: skip
+    group.add_argument("--variant", choices=VARIANTS, help=f"of the method ({by_method('variant')})")
     group.add_argument(
         "--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} ({by_method('kind')})"
     )
@@ -98,23 +100,47 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_transport(group: argparse._ArgumentGroup) -> None:
-    def add(name: str, kind: type, metavar: str, meaning: str) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group, "on_policy", float, "F",
+        "fraction of the steps that learn from what the student writes, instead of the text",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-len", type=int, metavar="N",
+        help="tokens of a block that are given; student or teacher write the others (a quarter)",
+    )  # fmt: skip
+    _add(group, "sample_temperature", float, "T", "of the softmax that tokens are drawn from")
+    group.add_argument("--sample-top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
+    group.add_argument(
+        "--sample-top-p", type=float, metavar="P", help="draw only from the likeliest that together have probability P"
+    )
 
-    add(
-        "ot_weight", float, "W", "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport"
+
+def _add(group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, meaning: str) -> None:
+    """An option whose default depends on the method."""
+    flag = f"--{name.replace('_', '-')}"
+    group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+
+
+def _add_transport(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group,
+        "ot_weight",
+        float,
+        "W",
+        "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport",
     )
     group.add_argument(
         "--form", choices=FORMS,
         help=f"what is transported: tokens of the whole batch, tokens of each block, or classes of each token "
         f"({by_method('form')})",
     )  # fmt: skip
-    add("eps", float, "X", "strength of the entropy")
-    add("iterations", int, "N", "of Sinkhorn")
-    add("top_k", int, "K", "vocabulary entries of each side that are compared")
-    add("gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost")
+    _add(group, "eps", float, "X", "strength of the entropy")
+    _add(group, "iterations", int, "N", "of Sinkhorn")
+    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
+    _add(
+        group, "gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost"
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+# Of text that models write.
+SAMPLING = frozenset({"prompt_len", "sample_temperature", "sample_top_k", "sample_top_p"})
+
 
 @dataclass(frozen=True)
 class Method:
@@ -12,11 +15,15 @@ class Method:
         defaults: of the options it has.
         optional: options it has that may stay away.
         cross_tokenizer: whether teacher and student read the text in tokens of their own.
+        whole_logits: whether it needs logits whole.
+        samples: whether models write the tokens of its losses, whatever its options.
     """
 
     defaults: dict[str, Any]
     optional: frozenset[str] = frozenset()
     cross_tokenizer: bool = False
+    whole_logits: bool = False
+    samples: bool = False
 
     @property
     def options(self) -> frozenset[str]:
@@ -24,7 +31,11 @@ class Method:
 
 
 FORMS = ("batch", "sequence", "sample")  # of SinKD
+VARIANTS = ("kl", "rkl", "js", "tvd", "seqkd", "engine")  # of f-DISTILL
 
+_CHUNKS = frozenset({"chunk_tokens", "memory_budget"})
+_CACHE = frozenset({"teacher_cache", "tail"})
+_ON_POLICY = {"on_policy": 0.0, "sample_temperature": 1.0}
 _KIND = frozenset({"beta", "alpha", "mu", "scale_t2"})
 _SINKHORN = {"eps": 0.1, "iterations": 20}
 
@@ -32,16 +43,27 @@ _SINKHORN = {"eps": 0.1, "iterations": 20}
 # cross-entropy + 0.8 · 0.001 transport, alpha from 0.8 on.
 METHODS = {
     "divergence": Method(
-        {"kind": "forward_kl", "temperature": 1.0, "ce_weight": 0.0},
-        _KIND | {"chunk_tokens", "memory_budget", "teacher_cache", "tail"},
+        {"kind": "forward_kl", "temperature": 1.0, "ce_weight": 0.0, **_ON_POLICY}, _KIND | _CHUNKS | _CACHE | SAMPLING
+    ),
+    "f_distill": Method(
+        {"variant": "js", "temperature": 1.0, "sample_temperature": 1.0},
+        _CHUNKS | SAMPLING | {"beta", "scale_t2"},
+        samples=True,
+    ),
+    "gkd": Method(
+        {"beta": 0.5, "temperature": 1.0, "on_policy": 0.5, "sample_temperature": 0.9}, _CHUNKS | _CACHE | SAMPLING
     ),
     "sinkd": Method(
         {"kind": "forward_kl", "temperature": 2.0, "ce_weight": 0.2, "ot_weight": 0.0008, "form": "batch", **_SINKHORN},
         _KIND,
+        whole_logits=True,
     ),
     "multilevel_ot": Method(
         {"ot_weight": 0.15, "top_k": 50, "beta": 0.1, "gamma": 0.1, "temperature": 2.0, **_SINKHORN},
         cross_tokenizer=True,
+        whole_logits=True,
     ),
-    "uld": Method({"temperature": 1.0, "ot_weight": 1.5}, frozenset({"top_k"}), cross_tokenizer=True),
+    "uld": Method(
+        {"temperature": 1.0, "ot_weight": 1.5}, frozenset({"top_k"}), cross_tokenizer=True, whole_logits=True
+    ),
 }
