@@ -1,12 +1,15 @@
 """Text that models write: how tokens are drawn, when the student writes, what is kept of the teacher's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from interrupted import Crash, assert_same, crash, on_call
+from safetensors.torch import load_file
 from tiny import metrics, result
 from transformers import AutoModelForCausalLM
 
-from kd_kernels.distillation import models, objective, teacher_samples
+from kd_kernels.distillation import models, objective
 from kd_kernels.distillation.sampling import Sampling, Writer, uniform
 
 
@@ -178,10 +181,7 @@ def f_distill(run, tmp_path):
 
 
 def texts(folder) -> dict[str, torch.Tensor]:
-    return {
-        path.parent.name: teacher_samples.load_file(path)["blocks"]
-        for path in sorted(folder.rglob("samples.safetensors"))
-    }
+    return {path.parent.name: load_file(path)["blocks"] for path in sorted(folder.rglob("samples.safetensors"))}
 
 
 def test_the_teacher_writes_once(f_distill, tmp_path, monkeypatch, teacher):
@@ -212,8 +212,6 @@ def test_the_teacher_writes_once(f_distill, tmp_path, monkeypatch, teacher):
 
 
 def test_other_text_teacher_or_draws_are_other_samples(f_distill, tmp_path, data, student):
-    from pathlib import Path
-
     other = tmp_path / "other.jsonl"
     other.write_text(Path(data).read_text().replace("w1 ", "w2 "))
     changes = [
