@@ -1,7 +1,17 @@
 """Methods: the losses of a paper, put together from those of this library."""
 
+from kd_kernels.methods.akl import akl
+from kd_kernels.methods.cross_entropy import seqkd
+from kd_kernels.methods.distillm import distillm, distillm2
+from kd_kernels.methods.f_distill import engine, f_distill
+from kd_kernels.methods.gkd import gkd, on_policy
 from kd_kernels.methods.multilevel_ot import MultilevelOTLoss, multilevel_ot
+from kd_kernels.methods.samples import Samples
 from kd_kernels.methods.sinkd import sinkd
+from kd_kernels.methods.todi import todi
 from kd_kernels.methods.uld import uld
 
-__all__ = ["MultilevelOTLoss", "multilevel_ot", "sinkd", "uld"]
+__all__ = [
+    "MultilevelOTLoss", "Samples", "akl", "distillm", "distillm2", "engine", "f_distill", "gkd", "multilevel_ot",
+    "on_policy", "seqkd", "sinkd", "todi", "uld",
+]  # fmt: skip
