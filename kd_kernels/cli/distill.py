@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_kernels import KINDS
 from kd_kernels.backends.select import BACKENDS
-from kd_kernels.distillation.method import FORMS, METHODS, VARIANTS
+from kd_kernels.distillation.method import FORMS, METHODS
 from kd_kernels.distillation.settings import BUILT_IN, GIVEN, Settings
 from kd_kernels.top_k import TAILS
 
@@ -65,26 +65,23 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_loss(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--method", choices=METHODS,
-        help="divergence of next tokens; sinkd, which adds optimal transport between tokens; multilevel_ot or uld, "
-        "which add optimal transport to cross-entropy, between models whose tokenizers may differ (%(default)s)",
-    )  # fmt: skip
-    group.add_argument("--variant", choices=VARIANTS, help=f"of the method ({by_method('variant')})")
+    listed = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+    group.add_argument("--method", choices=METHODS, metavar="NAME", help=f"{listed} (%(default)s)")
+    variants = {name: method.variants for name, method in METHODS.items() if method.variants}
+    listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in variants.items())
+    group.add_argument("--variant", metavar="NAME", help=f"of the method; {listed} ({by_method('variant')})")
     group.add_argument(
         "--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} ({by_method('kind')})"
     )
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
-        kinds += " (the kind's default)"
-        if name in METHODS["multilevel_ot"].options:
-            kinds += f", and of multilevel_ot ({METHODS['multilevel_ot'].defaults[name]})"
-        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds}")
+        _add(group, name, float, "X", f"parameter of the kinds {kinds}, and of methods")
+    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
     group.add_argument(
         "--temperature", type=float, metavar="T",
         help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
     )  # fmt: skip
-    group.add_argument("--scale-t2", action="store_true", help="multiply the divergence by T^2")
+    group.add_argument("--scale-t2", action="store_true", help="multiply the tempered loss by T^2")
     group.add_argument(
         "--ce-weight", type=float, metavar="W",
         help=f"(1 - W) divergence + W cross-entropy on the text ({by_method('ce_weight')})",

@@ -1,12 +1,14 @@
 """Losses of one student and one teacher on one text: what a method compares, put together from its settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 import kd_kernels
-from kd_kernels import JSD, TVD, Divergence, ForwardKL, Head, JSStudent, JSTeacher, ReverseKL, TopK, methods
+from kd_kernels import Divergence, Head, TopK, methods
 from kd_kernels.distillation.predictions import Form
 from kd_kernels.distillation.settings import Settings
 from kd_kernels.distillation.steps import Author
@@ -92,6 +94,50 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class MethodLoss:
+    """A loss of `kd_kernels.methods` that takes the two sides.
+
+    Attributes:
+        name: of the method.
+        method: the function, with its own parameters.
+        options: of how it is computed.
+    """
+
+    name: str
+    method: Callable[..., Tensor]
+    options: Mapping[str, Any]
+
+    def __call__(self, sides: Sides) -> Found:
+        counting = {"labels": sides.labels, "normalizer": sides.normalizer, "reduction": "mean"}
+        loss = self.method(sides.student, sides.teacher, vocab=sides.vocab, **counting, **self.options)
+        return loss, {self.name: loss}
+
+
+@dataclass(frozen=True)
+class Half:
+    """A loss of `kd_kernels.methods` on one of the two texts that it has halves for.
+
+    Attributes:
+        name: of the method.
+        method: the function, with its own parameters.
+        author: of the text.
+        options: of how it is computed.
+    """
+
+    name: str
+    method: Callable[..., Tensor]
+    author: Author
+    options: Mapping[str, Any]
+
+    def __call__(self, sides: Sides) -> Found:
+        samples = methods.Samples(sides.student, sides.teacher, labels=sides.labels)
+        counting = {"normalizer": sides.normalizer, "reduction": "mean"}
+        of_author = {f"{self.author.value}_samples": samples}
+        loss = self.method(**of_author, vocab=sides.vocab, **counting, **self.options)
+        return loss, {self.name: loss}
+
+
+@dataclass(frozen=True)
 class SinKD:
     """<P, C>, optimal transport between the distributions of a batch.
 
@@ -115,11 +161,23 @@ def losses(settings: Settings, form: Form) -> dict[Author, Loss]:
     Raises:
         ValueError: parameters that do not fit.
     """
-    return _BUILDERS[settings.method](settings, form)
+    match settings.method:
+        case "f_distill":
+            return _f_distill(settings, form)
+        case "distillm2":
+            return _distillm2(settings, form)
+        case "sinkd":
+            mixed = _mixed(_divergence(settings, form), settings, form)[Author.TEXT]
+            return {Author.TEXT: Mix(((1.0, mixed), (settings.ot_weight, SinKD(settings))))}
+        case "divergence":
+            return _mixed(_divergence(settings, form), settings, form)
+        case name:
+            loss = MethodLoss(name, _METHODS[name](settings), _options(settings, form))
+            return _mixed(loss, settings, form)
 
 
-def _divergence(settings: Settings, form: Form, divergence: Divergence, temperature: float) -> DivergenceLoss:
-    return DivergenceLoss(divergence, form, temperature, settings.scale_t2, settings.backend)
+def _divergence(settings: Settings, form: Form) -> DivergenceLoss:
+    return DivergenceLoss(settings.divergence, form, settings.temperature, settings.scale_t2, settings.backend)
 
 
 def _mixed(loss: Loss, settings: Settings, form: Form) -> dict[Author, Loss]:
@@ -129,33 +187,51 @@ def _mixed(loss: Loss, settings: Settings, form: Form) -> dict[Author, Loss]:
     return {Author.TEXT: mixed, Author.STUDENT: loss}
 
 
-def _of_kind(settings: Settings, form: Form) -> dict[Author, Loss]:
-    return _mixed(_divergence(settings, form, settings.divergence, settings.temperature), settings, form)
+def _options(settings: Settings, form: Form) -> dict[str, Any]:
+    return {"backend": settings.backend, **form.options()}
 
 
-def _gkd(settings: Settings, form: Form) -> dict[Author, Loss]:
-    return _mixed(_divergence(settings, form, JSD(settings.beta), settings.temperature), settings, form)
+def _tempered(settings: Settings) -> dict[str, Any]:
+    return {"temperature": settings.temperature, "scale_t2": settings.scale_t2}
 
 
-def _sinkd(settings: Settings, form: Form) -> dict[Author, Loss]:
-    mixed = _of_kind(settings, form)[Author.TEXT]
-    return {Author.TEXT: Mix(((1.0, mixed), (settings.ot_weight, SinKD(settings))))}
+# The loss of a method, with its parameters; cross-entropy comes from outside.
+_METHODS: dict[str, Callable[[Settings], Callable[..., Tensor]]] = {
+    "gkd": lambda s: partial(methods.gkd, beta=s.beta, **_tempered(s)),
+    "todi": lambda s: partial(methods.todi, kd_rate=1, beta=s.beta, **_tempered(s)),
+    "akl": lambda s: partial(methods.akl, mu=s.mu, **_tempered(s)),
+    "distillm": lambda s: partial(methods.distillm, variant=s.variant, alpha=s.alpha, **_tempered(s)),
+}
+
+
+_WRITERS = (Author.TEACHER, Author.STUDENT)
 
 
 def _f_distill(settings: Settings, form: Form) -> dict[Author, Loss]:
     """Step-wise losses on what the teacher wrote, on what the student wrote, or half of each."""
-    beta = 0.5 if settings.beta is None else settings.beta
-
-    def half(kind: Divergence, weight: float = 1.0) -> Loss:
-        return Mix(((weight, _divergence(settings, form, kind, settings.temperature)),))
-
-    return {
-        "kl": {Author.TEACHER: half(ForwardKL())},
-        "rkl": {Author.STUDENT: half(ReverseKL())},
-        "js": {Author.TEACHER: half(JSTeacher(beta), 1 - beta), Author.STUDENT: half(JSStudent(beta), beta)},
-        "tvd": {Author.TEACHER: half(TVD(), 0.5), Author.STUDENT: half(TVD(), 0.5)},
-        "seqkd": {Author.TEACHER: CrossEntropy(form)},
-    }[settings.variant]
+    options = _options(settings, form)
+    if settings.variant == "seqkd":
+        return {Author.TEACHER: MethodLoss("cross_entropy", partial(_seqkd, settings.temperature), options)}
+    if settings.variant == "engine":
+        engine = partial(methods.engine, temperature=settings.temperature)
+        return {Author.STUDENT: MethodLoss("engine", engine, options)}
+    authors = {"kl": (Author.TEACHER,), "rkl": (Author.STUDENT,)}.get(settings.variant, _WRITERS)
+    beta = {} if settings.beta is None else {"beta": settings.beta}
+    method = partial(methods.f_distill, settings.variant, **beta, **_tempered(settings))
+    return {author: Half("f_distill", method, author, options) for author in authors}
 
 
-_BUILDERS = {"divergence": _of_kind, "gkd": _gkd, "sinkd": _sinkd, "f_distill": _f_distill}
+def _seqkd(
+    temperature: float, student: Tensor | Head, teacher: Tensor | Head | TopK, labels: Tensor, **options: Any
+) -> Tensor:
+    """Cross-entropy of what the teacher wrote; its distributions are not looked at."""
+    return methods.seqkd(student, labels, temperature=temperature, **options)
+
+
+def _distillm2(settings: Settings, form: Form) -> dict[Author, Loss]:
+    """A skewed forward KL on what the teacher wrote, and a skewed reverse KL on what the student wrote."""
+    method = partial(
+        methods.distillm2, alpha=settings.alpha, beta=settings.beta, detached=settings.detached,
+        temperature=settings.temperature,
+    )  # fmt: skip
+    return {author: Half("distillm2", method, author, _options(settings, form)) for author in _WRITERS}

@@ -94,6 +94,7 @@ class Settings(TeacherSettings):
     temperature: float | None = None
     kind: str | None = None
     variant: str | None = None
+    detached: bool = False
     beta: float | None = None
     alpha: float | None = None
     mu: float | None = None
@@ -133,6 +134,13 @@ class Settings(TeacherSettings):
         if self.method not in METHODS:
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}")
         self._check_options()
+        if self.variant is not None and self.variant not in self.recipe.variants:
+            raise ValueError(f"--variant must be one of {', '.join(self.recipe.variants)}, got {self.variant!r}")
+        if self.method == "f_distill" and self.variant is not None:
+            for name, variants in {"beta": ("js",), "scale_t2": ("kl", "rkl", "js", "tvd")}.items():
+                if getattr(self, name) and self.variant not in variants:
+                    listed = ", ".join(variants)
+                    raise ValueError(f"{_flag(name)} is an option of --variant {listed}, got --variant {self.variant}")
         for name in (
             "steps", "accumulate", "save_every", "eval_blocks", "chunk_tokens", "memory_budget", "prompt_len",
             "sample_top_k",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_kernels.distillation.batches import Batch, Batches, derive_seed
 from kd_kernels.distillation.sampling import Writer, uniform
 from kd_kernels.distillation.text import PADDING
+from kd_kernels.methods import on_policy
 
 
 class Author(Enum):
@@ -61,12 +62,9 @@ class Steps:
     def at(self, step: int, model: nn.Module) -> Step:
         """A step, counted from 0; the student writes with what it has learnt by then."""
         batch = self.batches.at(step)
-        authors = frozenset({Author.STUDENT}) if self._student_writes(step) else self.authors
+        student_writes = on_policy(step, self.on_policy, seed=self.seed)
+        authors = frozenset({Author.STUDENT}) if student_writes else self.authors
         return Step({author: self._by(author, batch, step, model) for author in Author if author in authors})
-
-    def _student_writes(self, step: int) -> bool:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "author", step))
-        return torch.rand((), generator=generator).item() < self.on_policy
 
     def _by(self, author: Author, batch: Batch, step: int, model: nn.Module) -> Batch:
         if author is Author.TEXT:
