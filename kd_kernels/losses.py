@@ -83,7 +83,7 @@ def divergence(
     else:
         arguments.sides(student, teacher)
         arguments.chunks(chunk_tokens, memory_budget)
-        student, teacher = _in_dtype_of_products(student), _in_dtype_of_products(teacher)
+        student, teacher = in_dtype_of_products(student), in_dtype_of_products(teacher)
     spec_kind = resolve(kind, params)
     rows, teacher_rows = arguments.rows_of(student), arguments.rows_of(teacher)
     columns = arguments.vocabulary(vocab, *arguments.vocabularies(student, teacher))
@@ -209,7 +209,7 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _in_dtype_of_products(side: Tensor | Head | TopK) -> Tensor | Head | TopK:
+def in_dtype_of_products(side: Tensor | Head | TopK) -> Tensor | Head | TopK:
     """A head as autocast wants it: it casts the input of a product, and the weight goes with the input."""
     if not isinstance(side, Head) or side.hidden.dtype == torch.float64:
         return side

@@ -65,16 +65,24 @@ class Counting:
         return result.reshape(self.shape) if self.reduction == "none" else result
 
 
-def row_options(student: Tensor | Head, options: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of a method for the rows and for how they are computed -> those of `divergence`."""
+def split(
+    student: Tensor | Head, options: dict[str, Any], computation: tuple[str, ...] = _OF_THE_COMPUTATION
+) -> tuple[Counting, dict[str, Any]]:
+    """Keywords of a method for the rows, and for how they are computed -> which rows count; the latter."""
     arguments.dense_side("student", student)
-    unknown = [name for name in options if name not in (*_OF_ROWS, *_OF_THE_COMPUTATION)]
+    unknown = [name for name in options if name not in (*_OF_ROWS, *computation)]
     if unknown:
-        takes = ", ".join((*_OF_ROWS, *_OF_THE_COMPUTATION))
-        raise TypeError(f"beside its own keywords a method takes {takes}; got {', '.join(unknown)}")
+        takes = ", ".join((*_OF_ROWS, *computation))
+        raise TypeError(f"beside its own keywords the method takes {takes}; got {', '.join(unknown)}")
     of_rows = {name: options[name] for name in _OF_ROWS if name in options}
-    rest = {name: value for name, value in options.items() if name not in _OF_ROWS}
-    return rest | Counting.of(arguments.rows_of(student), **of_rows).options
+    counting = Counting.of(arguments.rows_of(student), **of_rows)
+    return counting, {name: value for name, value in options.items() if name not in _OF_ROWS}
+
+
+def row_options(student: Tensor | Head, options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a method -> those of `divergence`, which does not know "sequence_mean"."""
+    counting, rest = split(student, options)
+    return rest | counting.options
 
 
 def _shares(weight: Tensor | None, rows: Tensor) -> Tensor:

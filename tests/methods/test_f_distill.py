@@ -170,7 +170,7 @@ def test_seqkd_does_not_count_ignored_labels():
         ("beta must be", ValueError, {"beta": 0.0}),
         ("reduction must be one of mean, sum, none, sequence_mean", ValueError, {"reduction": "batchmean"}),
         ("sequence_mean' needs rows", ValueError, {"reduction": "sequence_mean", "one_row": True}),
-        ("beside its own keywords a method takes mask, .* got return_stats", TypeError, {"return_stats": True}),
+        ("beside its own keywords the method takes mask, .* got return_stats", TypeError, {"return_stats": True}),
         ("normalizer divides the sum", ValueError, {"reduction": "sequence_mean", "normalizer": 3}),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
