@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace kd {
+#include "kd/dtype.h"
 
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
+namespace kd {
 
 // What the compiled kernels run; a public kind is a family with parameters.
 enum class Family : int {
