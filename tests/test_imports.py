@@ -23,6 +23,7 @@ LAYERS = [
     {"ops"},
     {"autograd"},
     {"losses", "memory", "transport"},
+    {"log_probabilities"},
     {"kd_kernels"},  # the public names
     {"testing"},
     {"methods"},

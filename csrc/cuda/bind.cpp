@@ -1,0 +1,85 @@
+// The extension module `kd_kernels._cuda`: raw pointers in, nothing of torch. kd_kernels/backends/cuda is its only
+// caller; it keeps the tensors alive until the call returns, and hands over the stream that is current for their
+// device.
+//
+// Nothing here allocates memory of the device or waits for it: a call enqueues kernels, and may be captured in a graph.
+#include <pybind11/pybind11.h>
+
+#include "cuda/device.h"
+#include "cuda/l1_cost.h"
+#include "kd/dtype.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;  // 0 where the headers say null
+
+template <class T> T* pointer(Address a) { return reinterpret_cast<T*>(a); }
+void* stream_at(Address a) { return pointer<void>(a); }
+
+kd::L1Problems l1_problems(int64_t problems, int rows, int others, int columns, int dtype, Address student,
+                           int64_t student_problem, int64_t student_row, Address student_mask, double student_rate,
+                           Address teacher, int64_t teacher_problem, int64_t teacher_row, Address teacher_mask,
+                           double teacher_rate, bool softmax, Address statistics) {
+  kd::L1Problems of{};
+  of.problems = problems;
+  of.student = {pointer<void>(student),          student_problem, student_row, pointer<uint8_t>(student_mask), rows,
+                static_cast<float>(student_rate)};
+  of.teacher = {pointer<void>(teacher),         teacher_problem, teacher_row,
+                pointer<uint8_t>(teacher_mask), others,          static_cast<float>(teacher_rate)};
+  of.columns = columns;
+  of.dtype = static_cast<kd::DType>(dtype);
+  of.softmax = softmax;
+  of.statistics = pointer<float>(statistics);
+  return of;
+}
+
+void l1_cost(int device, Address stream, const kd::L1Problems& of, Address partials, Address cost) {
+  const kd::DeviceGuard guard(device);
+  if (of.softmax) kd::l1_statistics(of, stream_at(stream));
+  kd::l1_cost(of, pointer<float>(partials), pointer<float>(cost), stream_at(stream));
+}
+
+void l1_cost_backward(int device, Address stream, const kd::L1Problems& of, Address upstream, int64_t upstream_problem,
+                      int64_t upstream_row, int64_t upstream_column, double inverse_temperature, Address gradient,
+                      int width, int64_t first_tile, int64_t tiles, Address gains, Address sums) {
+  const kd::DeviceGuard guard(device);
+  kd::L1Backward backward{};
+  backward.upstream = pointer<float>(upstream);
+  backward.upstream_strides[0] = upstream_problem;
+  backward.upstream_strides[1] = upstream_row;
+  backward.upstream_strides[2] = upstream_column;
+  backward.inverse_temperature = static_cast<float>(inverse_temperature);
+  backward.gradient = pointer<void>(gradient);
+  backward.width = width;
+  backward.first_tile = first_tile;
+  backward.tiles = tiles;
+  backward.gains = pointer<float>(gains);
+  backward.sums = pointer<float>(sums);
+  kd::l1_cost_backward(of, backward, stream_at(stream));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
+  m.doc() = "CUDA kernels of kd_kernels.";
+  m.attr("ARCHITECTURES") = KD_CUDA_ARCHITECTURES;
+  m.attr("RUNTIME_VERSION") = kd::runtime_version();
+  m.def("driver_version", &kd::driver_version, "Newest runtime that the driver serves; 0 where there is no driver.");
+  py::dict dtypes;
+  dtypes["float32"] = int(kd::DType::kFloat32);
+  dtypes["bfloat16"] = int(kd::DType::kBFloat16);
+  dtypes["float16"] = int(kd::DType::kFloat16);
+  m.attr("DTYPES") = dtypes;
+  py::class_<kd::L1Problems>(m, "L1Problems").def(py::init(&l1_problems));
+  m.def("l1_cost", &l1_cost);
+  m.def("l1_cost_backward", &l1_cost_backward);
+  py::class_<kd::L1Cut>(m, "L1Cut")
+      .def_readonly("tile", &kd::L1Cut::tile)
+      .def_readonly("ranges", &kd::L1Cut::ranges)
+      .def_readonly("width", &kd::L1Cut::width);
+  m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
+  m.attr("L1_GAIN_ROWS") = kd::kL1GainRows;
+  m.attr("L1_GAIN_COLUMNS") = kd::kL1GainColumns;
+}
