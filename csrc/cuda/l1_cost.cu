@@ -26,16 +26,14 @@ constexpr int kWarpSums = 32 * static_cast<int>(sizeof(float));
 
 }  // namespace
 
-// A small tile computes no pairs that do not exist, a large one makes fewer probabilities: of a large tile that cost is
-// a twentieth of the pairs', of a small one a fifth. Where tiles are few, their columns are shared by as many blocks as
-// give two of 256 threads to every multiprocessor of a large GPU.
-L1Cut l1_cut(int rows, int others, int columns) {
-  constexpr int64_t kThreads = 264 * 256;
+// A small tile computes fewer pairs that do not exist, a large one makes fewer probabilities: of a large tile they cost
+// a twentieth of what the pairs do, of a small one a fifth.
+L1Cut l1_cut(int rows, int others, int columns, int64_t threads) {
   const auto tiles = [&](int64_t tile) { return ceil_div<int64_t>(rows, tile) * ceil_div<int64_t>(others, tile); };
   const bool large = tiles(128) * 128 * 128 * 105 <= tiles(32) * 32 * 32 * 120;
   const int tile = large ? 128 : 32;
-  const int64_t threads = large ? L1Tiling<128>::kThreads : L1Tiling<32>::kThreads;
-  const int64_t wanted = ceil_div(kThreads, std::max<int64_t>(1, tiles(tile)) * threads);
+  const int64_t of_tile = large ? L1Tiling<128>::kThreads : L1Tiling<32>::kThreads;
+  const int64_t wanted = ceil_div(threads, std::max<int64_t>(1, tiles(tile)) * of_tile);
   const int64_t possible = std::min<int64_t>(wanted, ceil_div(columns, kL1Chain));
   const int width = static_cast<int>(ceil_div<int64_t>(columns, possible * kL1Chain)) * kL1Chain;
   const int ranges = ceil_div(columns, width);
@@ -50,8 +48,7 @@ void l1_statistics(const L1Problems& of, void* stream) {
   });
 }
 
-void l1_cost(const L1Problems& of, float* sums, float* cost, void* stream) {
-  const L1Cut cut = l1_cut(of.student.rows, of.teacher.rows, of.columns);
+void l1_cost(const L1Problems& of, const L1Cut& cut, float* sums, float* cost, void* stream) {
   const int64_t all = cut.sums * of.problems;
   if (all == 0) return;
   const auto run = [&](auto bytes, auto tile) {
