@@ -39,8 +39,8 @@ template <> struct Words<2> {
   KD_DEVICE void store(void* p) const { *static_cast<uint2*>(p) = make_uint2(w[0], w[1]); }
 };
 
-template <int kBytes, int kWords> KD_DEVICE void unpack(const Words<kWords>& from, bool half,
-                                                       float (&x)[4 * kWords / kBytes]) {
+template <int kBytes, int kWords>
+KD_DEVICE void unpack(const Words<kWords>& from, bool half, float (&x)[4 * kWords / kBytes]) {
   if constexpr (kBytes == 4) {
 #pragma unroll
     for (int k = 0; k < kWords; ++k) x[k] = __uint_as_float(from.w[k]);
@@ -113,8 +113,8 @@ template <int kBytes, int kWords> KD_DEVICE void keep(const float (&x)[4 * kWord
   high.store(place);
 }
 
-template <int kBytes, int kWords> KD_DEVICE void recall(const void* place, const void* spare,
-                                                        float (&x)[4 * kWords / kBytes]) {
+template <int kBytes, int kWords>
+KD_DEVICE void recall(const void* place, const void* spare, float (&x)[4 * kWords / kBytes]) {
   const Words<kWords> high = Words<kWords>::load(place);
   if constexpr (kBytes == 4) {
 #pragma unroll

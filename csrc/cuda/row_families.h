@@ -33,7 +33,9 @@ struct JsdRows : TermRows<false> {
 
 template <bool OfStudent> struct MixtureRows : TermRows<false> {
   static KD_HD MixtureKl<Near, float, OfStudent> near(float a, float) { return {a, 1 - a}; }
-  static KD_HD Term<float> far(const LogSides<float>& v, float a) { return LogMixtureKl<float, OfStudent>{a, 1 - a}(v); }
+  static KD_HD Term<float> far(const LogSides<float>& v, float a) {
+    return LogMixtureKl<float, OfStudent>{a, 1 - a}(v);
+  }
 };
 
 struct TvdRows : TermRows<true> {

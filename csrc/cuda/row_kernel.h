@@ -125,8 +125,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     r_.reverse = ln2<float>() * (mean - log_ratio);
 
     // Log-sum-exp relative to the top logit: the offset is not exactly -top rate, and the remainder belongs to the sum.
-    const float remainder = fma(top[0], of_.rate_student, r_.offset_student) -
-                            fma(top[1], of_.rate_teacher, r_.offset_teacher);
+    const float remainder =
+        fma(top[0], of_.rate_student, r_.offset_student) - fma(top[1], of_.rate_teacher, r_.offset_teacher);
     const float apart = fnma(of_.ratio, top[1], top[0]) * of_.k;
     // Logits of the same height are subtracted as they are, which is exact where they are close; otherwise each from
     // its own top, so that a large common offset on one side does not round the other side away.
@@ -216,14 +216,15 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     if (sum[0] > -0.5f && sum[0] < 1.0f) r_.gap += log1p(sum[0]).value;
   }
 
-  template <class Divergence> KD_DEVICE float near_row(const RowPair<kBytes>& pair, const Divergence& divergence,
-                                                       float factor) {
+  template <class Divergence>
+  KD_DEVICE float near_row(const RowPair<kBytes>& pair, const Divergence& divergence, float factor) {
     refine_gap(pair);
-    return terms<kNarrow>(pair, pair.grad != nullptr, factor, [&](float z_s, float z_t, float* q) {
-             const Pair<float> v = near_pair(z_s, z_t);
-             *q = v.q;
-             return divergence(v);
-           })
+    return terms<kNarrow>(pair, pair.grad != nullptr, factor,
+                          [&](float z_s, float z_t, float* q) {
+                            const Pair<float> v = near_pair(z_s, z_t);
+                            *q = v.q;
+                            return divergence(v);
+                          })
         .value;
   }
 
@@ -252,8 +253,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   }
 
   // Sums of the terms, then the gradient: from h where it was kept, else from the terms again, by the same code.
-  template <int kWords, class Terms> KD_DEVICE Sums terms(const RowPair<kBytes>& pair, bool with_gradient, float factor,
-                                                          const Terms& term_of) {
+  template <int kWords, class Terms>
+  KD_DEVICE Sums terms(const RowPair<kBytes>& pair, bool with_gradient, float factor, const Terms& term_of) {
     constexpr int kCount = 4 * kWords / kBytes;
     const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && with_gradient;
     const int passes = with_gradient && !keep_h ? 2 : 1;
@@ -354,8 +355,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 };
 
 // Entries [begin, end) of a gradient row, by all threads of all blocks that work on the row.
-template <int kBytes> KD_DEVICE void clear(typename Entry<kBytes>::Bits* grad, int begin, int end, unsigned block,
-                                           unsigned blocks) {
+template <int kBytes>
+KD_DEVICE void clear(typename Entry<kBytes>::Bits* grad, int begin, int end, unsigned block, unsigned blocks) {
   constexpr int kEntries = kVectorBytes / kBytes;
   const int phase = phase_of(grad);
   const int last = (phase + end + kEntries - 1) / kEntries;
@@ -374,8 +375,8 @@ template <int kBytes> KD_DEVICE void clear(typename Entry<kBytes>::Bits* grad, i
 }
 
 // What is left to do for a row: all of it where it does not count, else the entries of the gradient beyond the columns.
-template <int kBytes> KD_DEVICE void finish_row(const RowArguments& of, int64_t row, bool counts, unsigned block,
-                                                unsigned blocks) {
+template <int kBytes>
+KD_DEVICE void finish_row(const RowArguments& of, int64_t row, bool counts, unsigned block, unsigned blocks) {
   if (!counts && block == 0 && threadIdx.x == 0) {
     of.value[row] = 0.0f;
     if (of.student_entropy) of.student_entropy[row] = of.teacher_entropy[row] = 0.0f;

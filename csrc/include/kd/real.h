@@ -62,6 +62,7 @@ KD_HD float min(float a, float b) {
 KD_HD double min(double a, double b) { return a < b ? a : b; }
 KD_HD float select(bool m, float a, float b) { return m ? a : b; }
 KD_HD double select(bool m, double a, double b) { return m ? a : b; }
+KD_HD uint32_t mask_bits(bool m) { return m; }
 KD_HD float add_where(bool m, float a, float b) { return m ? a + b : a; }
 KD_HD double add_where(bool m, double a, double b) { return m ? a + b : a; }
 KD_HD float round(float a) { return std::rintf(a); }
