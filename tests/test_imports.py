@@ -36,10 +36,11 @@ LAYER = {component: i for i, layer in enumerate(LAYERS) for component in layer}
 FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any other
 
 # What users may import, beside the public names themselves and one another: the table of backends and the plan of
-# chunks for those who report them; checks of arguments, and the parts of published methods, for methods.
+# chunks for those who report them; checks of arguments, how rows are reduced, and the parts of published methods, for
+# methods.
 OPEN_TO_USERS = {
     "chunks.plan", "divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core",
-    "_cuda", "arguments", "transport.arguments", "transport.entries", "transport.smoothed_tvd",
+    "_cuda", "arguments", "reduction", "transport.arguments", "transport.entries", "transport.smoothed_tvd",
 }  # fmt: skip
 
 

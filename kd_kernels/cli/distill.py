@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
+    _add_sampling(parser.add_argument_group("text that models write"))
     _add_transport(parser.add_argument_group("optimal transport"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
@@ -64,25 +65,23 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_loss(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--method", choices=METHODS,
-        help="divergence of next tokens; sinkd, which adds optimal transport between tokens; multilevel_ot or uld, "
-        "which add optimal transport to cross-entropy, between models whose tokenizers may differ (%(default)s)",
-    )  # fmt: skip
+    listed = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+    group.add_argument("--method", choices=METHODS, metavar="NAME", help=f"{listed} (%(default)s)")
+    variants = {name: method.variants for name, method in METHODS.items() if method.variants}
+    listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in variants.items())
+    group.add_argument("--variant", metavar="NAME", help=f"of the method; {listed} ({by_method('variant')})")
     group.add_argument(
         "--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} ({by_method('kind')})"
     )
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
-        kinds += " (the kind's default)"
-        if name in METHODS["multilevel_ot"].options:
-            kinds += f", and of multilevel_ot ({METHODS['multilevel_ot'].defaults[name]})"
-        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds}")
+        _add(group, name, float, "X", f"parameter of the kinds {kinds}, and of methods")
+    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
     group.add_argument(
         "--temperature", type=float, metavar="T",
         help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
     )  # fmt: skip
-    group.add_argument("--scale-t2", action="store_true", help="multiply the divergence by T^2")
+    group.add_argument("--scale-t2", action="store_true", help="multiply the tempered loss by T^2")
     group.add_argument(
         "--ce-weight", type=float, metavar="W",
         help=f"(1 - W) divergence + W cross-entropy on the text ({by_method('ce_weight')})",
@@ -98,23 +97,47 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_transport(group: argparse._ArgumentGroup) -> None:
-    def add(name: str, kind: type, metavar: str, meaning: str) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group, "on_policy", float, "F",
+        "fraction of the steps that learn from what the student writes, instead of the text",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-len", type=int, metavar="N",
+        help="tokens of a block that are given; student or teacher write the others (a quarter)",
+    )  # fmt: skip
+    _add(group, "sample_temperature", float, "T", "of the softmax that tokens are drawn from")
+    group.add_argument("--sample-top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
+    group.add_argument(
+        "--sample-top-p", type=float, metavar="P", help="draw only from the likeliest that together have probability P"
+    )
 
-    add(
-        "ot_weight", float, "W", "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport"
+
+def _add(group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, meaning: str) -> None:
+    """An option whose default depends on the method."""
+    flag = f"--{name.replace('_', '-')}"
+    group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+
+
+def _add_transport(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group,
+        "ot_weight",
+        float,
+        "W",
+        "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport",
     )
     group.add_argument(
         "--form", choices=FORMS,
         help=f"what is transported: tokens of the whole batch, tokens of each block, or classes of each token "
         f"({by_method('form')})",
     )  # fmt: skip
-    add("eps", float, "X", "strength of the entropy")
-    add("iterations", int, "N", "of Sinkhorn")
-    add("top_k", int, "K", "vocabulary entries of each side that are compared")
-    add("gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost")
+    _add(group, "eps", float, "X", "strength of the entropy")
+    _add(group, "iterations", int, "N", "of Sinkhorn")
+    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
+    _add(
+        group, "gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost"
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:

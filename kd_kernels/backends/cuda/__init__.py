@@ -6,5 +6,17 @@ does not list for this backend it does not have.
 """
 
 from kd_kernels.backends.cuda.call import DTYPES
+from kd_kernels.backends.cuda.l1_cost import l1_cost, l1_cost_backward
+from kd_kernels.backends.cuda.rows import (
+    divergence,
+    divergence_backward,
+    empty_gradient,
+    row_losses,
+    scale_,
+    workspace,
+)
 
-__all__ = ["DTYPES"]
+__all__ = [
+    "DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost", "l1_cost_backward", "row_losses",
+    "scale_", "workspace",
+]  # fmt: skip
