@@ -7,18 +7,13 @@ Where a kernel came to more registers fewer of its blocks fit on a multiprocesso
 import json
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from bench import resources
 from kd_kernels.backends import select
 from kd_kernels.testing import cuda_binaries
 from kd_kernels.testing.cuda_binaries import Instruction
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from bench import resources
 
 pytestmark = [
     pytest.mark.skipif(select.unavailable("cuda") is not None, reason=str(select.unavailable("cuda"))),

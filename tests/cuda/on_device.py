@@ -22,7 +22,7 @@ class DeviceCuda:
             here = torch.cuda.get_device_capability()
             told = here if capability is None else min(tuple(capability), here)
             args, options = moved((args, options), "cuda")
-            with mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: told):
+            with mock.patch.object(torch.cuda, "get_device_capability", return_value=told):
                 result = getattr(cuda, name)(*args, **options)
             torch.cuda.synchronize()
             return moved(result, "cpu")
@@ -31,7 +31,7 @@ class DeviceCuda:
 
 
 def moved(value, device: str, storages: dict | None = None):
-    """Tensors anywhere in tuples, lists and dicts on another device: of the same strides and alignment, and over the same
+    """Tensors anywhere in tuples, lists and dicts, on another device: of the same strides and alignment, and over one
     memory where they shared it."""
     storages = {} if storages is None else storages
     if isinstance(value, Tensor):
