@@ -47,7 +47,7 @@ struct TvdRows : TermRows<true> {
 template <bool UnitBeta> struct TodiRows : TermRows<false> {
   static KD_HD Todi<float, UnitBeta> near(float a, float) { return {a}; }
   static KD_HD Term<float> far(const LogSides<float>& v, float a) {
-    return FarTodi<float, UnitBeta>{a}({v.p(), v.q(), ln2<float>() * (v.below ? -v.x : v.x)});
+    return FarTodi<float, UnitBeta>{a}({v.p(), v.q(), v.d()});
   }
 };
 
