@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_loss(parser.add_argument_group("loss"))
     _add_sampling(parser.add_argument_group("text that models write"))
+    _add_parameters(parser.add_argument_group("parameters of single methods"))
     _add_transport(parser.add_argument_group("optimal transport"))
     _add_training(parser.add_argument_group("training"))
     _add_run(parser.add_argument_group("run"))
@@ -76,7 +77,6 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
         _add(group, name, float, "X", f"parameter of the kinds {kinds}, and of methods")
-    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
     group.add_argument(
         "--temperature", type=float, metavar="T",
         help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
@@ -95,6 +95,16 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--memory-budget", type=int, metavar="MIB", help="memory that the loss may take, gradients included"
     )
+
+
+def _add_parameters(group: argparse._ArgumentGroup) -> None:
+    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
+    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
+    _add(group, "t_start", float, "X", "share of the teacher in the first step")
+    _add(group, "t_end", float, "X", "share of the teacher in the last step")
+    _add(group, "draws", int, "N", "entries drawn from the teacher for each token")
+    _add(group, "hard_share", float, "F", "share of the tokens, the least certain of the teacher, that are hard")
+    _add(group, "easy_weight", float, "W", "W loss of easy tokens + (1 - W) loss of hard ones")
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
@@ -134,7 +144,6 @@ def _add_transport(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     _add(group, "eps", float, "X", "strength of the entropy")
     _add(group, "iterations", int, "N", "of Sinkhorn")
-    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
     _add(
         group, "gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost"
     )
