@@ -28,25 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     models = parser.add_argument_group("models and text")
-    add_text(models)
-    models.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
-    models.add_argument(
-        "--teacher-cache", metavar="FILE",
-        help="predictions of the teacher to train from, made by kd-kernels cache-teacher with the same arguments; the "
-        "teacher itself is run for evaluations only",
-    )  # fmt: skip
-    models.add_argument(
-        "--tail", choices=TAILS,
-        help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
-        "renormalised, nothing as the sum is cut off (bucket)",
-    )  # fmt: skip
+    add_models(models)
+    _add_cache(models)
     _add_loss(parser.add_argument_group("loss"))
     _add_sampling(parser.add_argument_group("text that models write"))
     _add_parameters(parser.add_argument_group("parameters of single methods"))
     _add_transport(parser.add_argument_group("optimal transport"))
-    _add_training(parser.add_argument_group("training"))
-    _add_run(parser.add_argument_group("run"))
+    add_training(parser.add_argument_group("training"), default("steps"))
+    add_run(parser.add_argument_group("run"), "runs/distill-KIND, or -METHOD")
     parser.set_defaults(**asdict(Settings()))
+
+
+def add_models(group: argparse._ArgumentGroup) -> None:
+    add_text(group)
+    group.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
+
+
+def _add_cache(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--teacher-cache", metavar="FILE",
+        help="predictions of the teacher to train from, made by kd-kernels cache-teacher with the same arguments; the "
+        "teacher itself is run for evaluations only",
+    )  # fmt: skip
+    group.add_argument(
+        "--tail", choices=TAILS,
+        help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
+        "renormalised, nothing as the sum is cut off (bucket)",
+    )  # fmt: skip
 
 
 def add_text(group: argparse._ArgumentGroup) -> None:
@@ -149,8 +157,8 @@ def _add_transport(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=int, metavar="N", help=f"({default('steps')})")
+def add_training(group: argparse._ArgumentGroup, steps: str) -> None:
+    group.add_argument("--steps", type=int, metavar="N", help=f"({steps})")
     group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({default('batch_size')})")
     group.add_argument(
         "--accumulate", type=int, metavar="N",
@@ -165,8 +173,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
 
 
-def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND, or -METHOD)")
+def add_run(group: argparse._ArgumentGroup, out: str) -> None:
+    group.add_argument("--out", metavar="DIR", help=f"output folder ({out})")
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="go on with the run in --out; begin it if there is none"

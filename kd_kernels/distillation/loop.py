@@ -129,8 +129,11 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     objective.advance(sums, step + 1)
-    speed = tokens / (time.perf_counter() - begin)
-    measured = {"lr": rate, "grad_norm": norm, "tokens": tokens, "tokens_per_s": round(speed, 1)}
+    seconds = time.perf_counter() - begin
+    measured = {
+        "lr": rate, "grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }  # fmt: skip
     return {"step": step + 1, **sums, **measured, **_peak_memory(next(model.parameters()).device)}
 
 
