@@ -62,7 +62,7 @@ def divergence(
             n, each side renormalised over them. Other columns get gradient zero.
         return_stats: return also the `Stats` of the rows.
         teacher_grad: let gradients flow to the teacher too; backend "reference" only.
-        backend: "auto", "cpu", "triton" or "reference". "auto" takes the kernels made for the tensors' device.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". "auto" takes the kernels made for the tensors' device.
         chunk_tokens: rows of a `Head` to project at a time; by default what the shapes suggest.
         memory_budget: bytes of memory, gradients included, that a loss with a `Head` may take beside its arguments;
             decides between chunks of rows and of the vocabulary, and their size.
@@ -96,7 +96,9 @@ def divergence(
         backend = "reference"
     # The log-probabilities of a sparse teacher may have any dtype: they join the sums.
     sparse = isinstance(teacher, TopK)
-    chosen = select.choose(backend, rows.device.type, (rows.dtype, rows.dtype if sparse else teacher_rows.dtype))
+    dtypes = (rows.dtype, rows.dtype if sparse else teacher_rows.dtype)
+    groups = ("rows",) if dense else select.SPARSE_TEACHER if sparse else select.HEADS
+    chosen = select.choose(backend, rows.device, dtypes, groups)
     if chosen != "reference":
         if teacher_grad:
             raise ValueError(f"teacher_grad=True needs backend='reference', got {backend!r}")

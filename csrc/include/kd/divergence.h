@@ -10,6 +10,7 @@
 //
 // Each divergence comes in two forms, near and far. The near form keeps every digit; the far form works from the
 // probabilities, is right to their rounding, and costs less. A row takes it where its value is large enough for that.
+// On GPUs, where divisions and logarithms are what there is least of, the far form works from a LogPair.
 #pragma once
 
 #include "kd/elementary.h"
@@ -23,6 +24,11 @@ template <class F> struct Pair {
 
 template <class F> struct Term {
   F value, h;
+};
+
+// An entry with its logarithms to base 2, which whoever computes exponentials has at hand; -inf where one is 0.
+template <class F> struct LogPair {
+  F p, q, log_p, log_q;
 };
 
 // An entry seen from its larger side. Ratios are taken as small / big = e^-x <= 1, which cannot overflow.
@@ -70,7 +76,7 @@ struct Near {
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const Sides<F> s(v);
-    const F above = (F(0.0f) - s.expm1) / s.ratio;  // e^x - 1
+    const F above = divide(F(0.0f) - s.expm1, s.ratio);  // e^x - 1
     return {select(s.below, s.expm1, above), select(s.below, above, s.expm1), s.difference()};
   }
   template <class F> static KD_HD Log1p<F> log1p(F y) { return kd::log1p(y); }
@@ -86,7 +92,7 @@ struct Far {
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const F difference = v.q - v.p;
-    return {difference / positive(v.p), (F(0.0f) - difference) / positive(v.q), difference};
+    return {divide(difference, positive(v.p)), divide(F(0.0f) - difference, positive(v.q)), difference};
   }
   template <class F> static KD_HD Log1p<F> log1p(F y) { return {log(y + F(1.0f)), F(0.0f)}; }
   template <class F> static KD_HD F share(F a, F, const Log1p<F>& log_m, F) { return F(0.0f) - a * log_m.value; }
@@ -101,5 +107,8 @@ constexpr double kInfiniteMean = 1e30;
 template <class F> KD_HD F finite(F d) {
   return max(min(d, F(static_cast<float>(kInfiniteLogRatio))), F(static_cast<float>(-kInfiniteLogRatio)));
 }
+
+// log2 p as a factor: finite, so that p = 0 makes the product 0.
+template <class F> KD_HD F bounded_log(F x) { return max(x, F(-1e30f)); }
 
 KD_END

@@ -24,4 +24,16 @@ template <class Form, class F> struct Jsd {
   }
 };
 
+// Far, with one logarithm.
+template <class F> struct LogJsd {
+  F beta, rest;
+
+  KD_HD Term<F> operator()(const LogPair<F>& v) const {
+    const F log_m = log2(positive(fma(beta, v.p, rest * v.q)));
+    const F of_p = ln2<F>() * (bounded_log(v.log_p) - log_m), of_q = ln2<F>() * (bounded_log(v.log_q) - log_m);
+    const F h = rest * v.q * of_q;
+    return {fma(beta * v.p, of_p, h), h};
+  }
+};
+
 KD_END

@@ -23,10 +23,25 @@ template <class Form, class F, bool OfStudent> struct MixtureKl {
     const F u = y + F(1.0f);
     if (OfStudent) {
       const F value = Form::share(v.q, F(0.0f) - rest * r.difference, log_m, y);
-      return {value, v.q * (b * y / u - log_m.value)};
+      return {value, v.q * (divide(b * y, u) - log_m.value)};
     }
     const F value = Form::share(v.p, b * r.difference, log_m, y);
-    return {value, Form::kIsNear ? b * v.q * (y / u) : F(0.0f) - b * v.q / u};
+    return {value, Form::kIsNear ? b * v.q * divide(y, u) : F(0.0f) - divide(b * v.q, u)};
+  }
+};
+
+// Far, with one logarithm and one division.
+template <class F, bool OfStudent> struct LogMixtureKl {
+  F b, rest;
+
+  KD_HD Term<F> operator()(const LogPair<F>& v) const {
+    const F m = positive(fma(b, v.q, rest * v.p)), log_m = log2(m);
+    const F share = divide(b * v.q, m);  // of q in m
+    if (OfStudent) {
+      const F value = v.q * ln2<F>() * (bounded_log(v.log_q) - log_m);
+      return {value, fma(v.q, b - share, value)};
+    }
+    return {v.p * ln2<F>() * (bounded_log(v.log_p) - log_m), F(0.0f) - share * v.p};
   }
 };
 
