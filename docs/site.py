@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCS = "docs/"
 # Code, which is left alone, or the target of a link within the repository.
-LINK = re.compile(r"^```.*?^```|`[^`\n]*`|(?<=\]\()([^)#:\s]+)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"^```.*?^```|`[^`\n]*`|\[([^\]]*)\]\(([^)#:\s]+)([^)]*)\)", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -24,21 +24,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in PAGES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for page in list(files.documentation_pages()):
-        for target in LINK.findall(page.content_string):
-            path = _resolved(page.src_uri, target) if target else ""
-            if path and not path.startswith(DOCS) and path not in files.src_uris and (ROOT / path).is_file():
+        for _, target, _ in LINK.findall(page.content_string):
+            path = _resolved(page.src_uri, target)
+            if target and not path.startswith(DOCS) and path not in files.src_uris and (ROOT / path).is_file():
                 files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the links of a page."""
+    """Turns the links of a page; of one to a folder only its words stay."""
     here = posixpath.dirname(page.file.src_uri)
 
     def turn(match: re.Match) -> str:
-        if match[1] is None:
+        words, target, anchor = match.groups()
+        if target is None:
             return match[0]
-        return posixpath.relpath(_resolved(page.file.src_uri, match[1]).removeprefix(DOCS), here or ".")
+        path = _resolved(page.file.src_uri, target)
+        if (ROOT / path).is_dir():
+            return words
+        return f"[{words}]({posixpath.relpath(path.removeprefix(DOCS), here or '.')}{anchor})"
 
     return LINK.sub(turn, markdown)
 
