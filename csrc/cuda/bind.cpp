@@ -37,10 +37,10 @@ kd::L1Problems l1_problems(int64_t problems, int rows, int others, int columns, 
   return of;
 }
 
-void l1_cost(int device, Address stream, const kd::L1Problems& of, Address partials, Address cost) {
+void l1_cost(int device, Address stream, const kd::L1Problems& of, const kd::L1Cut& cut, Address sums, Address cost) {
   const kd::DeviceGuard guard(device);
   if (of.softmax) kd::l1_statistics(of, stream_at(stream));
-  kd::l1_cost(of, pointer<float>(partials), pointer<float>(cost), stream_at(stream));
+  kd::l1_cost(of, cut, pointer<float>(sums), pointer<float>(cost), stream_at(stream));
 }
 
 void l1_cost_backward(int device, Address stream, const kd::L1Problems& of, Address upstream, int64_t upstream_problem,
@@ -116,13 +116,14 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   dtypes["float16"] = int(kd::DType::kFloat16);
   m.attr("DTYPES") = dtypes;
   py::class_<kd::L1Problems>(m, "L1Problems").def(py::init(&l1_problems));
-  m.def("l1_cost", &l1_cost);
-  m.def("l1_cost_backward", &l1_cost_backward);
   py::class_<kd::L1Cut>(m, "L1Cut")
       .def_readonly("tile", &kd::L1Cut::tile)
       .def_readonly("ranges", &kd::L1Cut::ranges)
-      .def_readonly("width", &kd::L1Cut::width);
+      .def_readonly("width", &kd::L1Cut::width)
+      .def_readonly("sums", &kd::L1Cut::sums);
   m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
+  m.def("l1_cost", &l1_cost);
+  m.def("l1_cost_backward", &l1_cost_backward);
   m.attr("L1_GAIN_ROWS") = kd::kL1GainRows;
   m.attr("L1_GAIN_COLUMNS") = kd::kL1GainColumns;
   m.def("divergence_rows", &divergence_rows);

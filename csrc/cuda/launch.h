@@ -20,8 +20,8 @@ inline void check_launch(cudaError_t status) {
 constexpr size_t kSharedWithoutAsking = 48 * 1024;  // bytes
 
 // How many clusters of a kernel the device in use runs at a time.
-template <class... Parameters> int resident_clusters(void (*kernel)(Parameters...), dim3 block, size_t shared_bytes,
-                                                     unsigned cluster) {
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), dim3 block, size_t shared_bytes, unsigned cluster) {
   if (shared_bytes > kSharedWithoutAsking) {
     check_launch(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
@@ -54,7 +54,7 @@ template <class... Parameters> int resident_clusters(void (*kernel)(Parameters..
 template <class... Parameters, class... Arguments> void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                                                size_t shared_bytes, unsigned cluster, void* stream,
                                                                Arguments... arguments) {
-  constexpr unsigned kPortable = 8;             // blocks of a cluster
+  constexpr unsigned kPortable = 8;  // blocks of a cluster
   if (shared_bytes > kSharedWithoutAsking) {
     check_launch(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));

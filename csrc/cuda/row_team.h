@@ -69,7 +69,7 @@ template <bool kClustered> class Team {
     }
     // The next sums go to the other half: whoever writes there has come by here twice, and so have all who read it.
     sync();
-    const float(*of_block)[kMaxSums] = memory_->of_block[turn_];
+    const float (*of_block)[kMaxSums] = memory_->of_block[turn_];
 #pragma unroll
     for (int k = 0; k < kSums; ++k) v[k] = of_block[0][k];
     for (unsigned other = 1; other < size(); ++other) {

@@ -1,9 +1,8 @@
-#include "scale.h"
-
 #include <algorithm>
 
 #include "launch.h"
 #include "row_entries.h"
+#include "scale.h"
 
 namespace kd {
 
@@ -21,8 +20,7 @@ template <int kBytes> __global__ void __launch_bounds__(kThreads)
   Bits* entries = static_cast<Bits*>(x);
   const int64_t step = int64_t(gridDim.x) * kThreads, first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   // Vectors from the first aligned address on, then what is left on either end: less than a vector each.
-  const int64_t to_aligned =
-      (kVectorBytes - reinterpret_cast<uintptr_t>(x) % kVectorBytes) % kVectorBytes / kBytes;
+  const int64_t to_aligned = (kVectorBytes - reinterpret_cast<uintptr_t>(x) % kVectorBytes) % kVectorBytes / kBytes;
   const int64_t head = to_aligned < n ? to_aligned : n;
   const int64_t vectors = (n - head) / kEntries;
 #pragma unroll 1

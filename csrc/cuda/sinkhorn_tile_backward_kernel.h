@@ -29,7 +29,7 @@ template <int kSize, int kEntries> class TileReverse {
     y = scaled(tile.b(), sigma, false);
     float rho_before, sigma_before;
     take_scalings(t - 1, &rho_before, &sigma_before);
-    bool stale = true;   // K is of another frame
+    bool stale = true;  // K is of another frame
     bool begun = false;
     bool split = false;  // the columns of the first iteration are done, in frame B
     while (true) {
@@ -45,7 +45,7 @@ template <int kSize, int kEntries> class TileReverse {
         stale = false;
         begun = true;
       }
-      float weight = 0.0f;  // y'
+      float weight = 0.0f;                            // y'
       float* const scalings = tile.shared->x[t & 1];  // while threads still read those of t + 1
       if (!split) {
         if (tile.part == 0) tile.shared->b_gradient[tile.line] += beta;
@@ -161,8 +161,8 @@ template <int kSize, int kEntries> class TileReverse {
     }
   }
 
-  // alpha = rho (G K y), beta = sigma (G^T K x) and the first of the pairs, x y^T (dV - G / eps), all with the columns of
-  // G centred: what G has in common there changes nothing but dL/db.
+  // alpha = rho (G K y), beta = sigma (G^T K x) and the first of the pairs, x y^T (dV - G / eps), all with the columns
+  // of G centred: what G has in common there changes nothing but dL/db.
   KD_DEVICE void begin(int last) {
     const float upstream = call.upstream[tile.problem.index];
     const double f = potential(tile.shared->row_offset[tile.line], x, tile.problem.eps);
@@ -222,9 +222,7 @@ template <int kSize, int kEntries> class TileReverse {
   // What this frame adds to the gradient of the cost, K * pairs / eps: to `total`, or at last to its place.
   KD_DEVICE void settle(bool last) {
     const float inverse_eps = float(1.0 / tile.problem.eps);
-    for_entries([&](int e, int) KD_LAMBDA {
-      tile.cost_in_column(e) = tile.in_column[e] * pairs[e] * inverse_eps;
-    });
+    for_entries([&](int e, int) KD_LAMBDA { tile.cost_in_column(e) = tile.in_column[e] * pairs[e] * inverse_eps; });
     tile.sync();
     const int64_t begin = tile.problem.index * call.of.rows * call.of.columns;
     tile.for_matrix([&](int i, int j, float gradient) KD_LAMBDA {
@@ -243,13 +241,13 @@ template <int kSize, int kEntries> class TileReverse {
   const SinkhornBackwardCall& call;
   T tile;
   float x, y, rho, sigma, alpha, beta;  // of the thread's row and column
-  bool jumped;  // from frame A to frame B, in the first iteration
-  bool kept;    // whether there is something in `total`
+  bool jumped;                          // from frame A to frame B, in the first iteration
+  bool kept;                            // whether there is something in `total`
   float pairs[kEntries];
 };
 
-template <int kSize, int kEntries>
-__global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock) sinkhorn_tile_backward_kernel(const SinkhornBackwardCall call) {
+template <int kSize, int kEntries> __global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock)
+    sinkhorn_tile_backward_kernel(const SinkhornBackwardCall call) {
   const int64_t problem = tile_problem<kSize, kEntries>(call.of);
   if (problem >= 0) TileReverse<kSize, kEntries>(call).run(problem);
 }
