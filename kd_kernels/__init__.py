@@ -21,6 +21,7 @@ from kd_kernels.divergences import (
 )
 from kd_kernels.head import Head
 from kd_kernels.language_models import hidden_states
+from kd_kernels.log_probabilities import logprobs
 from kd_kernels.losses import divergence
 from kd_kernels.memory import release_memory
 from kd_kernels.stats import Stats
@@ -60,6 +61,7 @@ __all__ = [
     "divergence",
     "hidden_states",
     "l1_cost",
+    "logprobs",
     "release_memory",
     "sinkhorn",
     "sinkhorn_divergence",

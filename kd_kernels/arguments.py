@@ -34,17 +34,23 @@ def logits_pair(student: Tensor, teacher: Tensor) -> None:
 def sides(student: Tensor | Head, teacher: Side) -> None:
     """Checks a pair of which at least one is not logits."""
     for name, side in (("student", student), ("teacher", teacher)):
-        if isinstance(side, Head):
-            _head(name, side)
-        elif isinstance(side, TopK) and name == "teacher":
+        if isinstance(side, TopK) and name == "teacher":
             _top_k(side)
         else:
-            _logits(name, side)
+            dense_side(name, side)
     _same_rows(rows_of(student), rows_of(teacher))
     if isinstance(teacher, TopK):
         _entries_of(teacher, vocabularies(student, teacher)[0])
     else:
         same_precision(rows_of(student), rows_of(teacher))
+
+
+def dense_side(name: str, side: Tensor | Head) -> None:
+    """Checks a side by itself."""
+    if isinstance(side, Head):
+        _head(name, side)
+    else:
+        _logits(name, side)
 
 
 def rows_of(side: Side) -> Tensor:
@@ -140,12 +146,16 @@ def _top_k(teacher: TopK) -> None:
 
 
 def _entries_of(teacher: TopK, size: int) -> None:
-    """Checks ids against the vocabulary where that needs no synchronisation with a device."""
-    if teacher.ids.device.type != "cpu" or torch.compiler.is_compiling() or not teacher.ids.numel():
-        return
-    largest = int(teacher.ids.max())
+    largest = _largest(teacher.ids)
     if largest >= size:
         raise ValueError(f"ids of the teacher must be below the student's vocabulary of {size} entries, got {largest}")
+
+
+def _largest(ids: Tensor) -> int:
+    """-1 where nobody may look: that would wait for a device, or break a graph."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        return -1
+    return int(ids.max())
 
 
 def real_dense(name: str, x: Tensor) -> None:
@@ -248,6 +258,16 @@ def normalizer(normalizer: float | Tensor | None, reduction: str, student: Tenso
     if not 0 < normalizer < math.inf:
         raise ValueError(f"normalizer must be positive and finite, got {normalizer}")
     return float(normalizer)
+
+
+def entries(name: str, ids: Tensor, student: Tensor, columns: int) -> None:
+    """Checks that there is an entry of the vocabulary, or a negative number, for each row."""
+    like_rows(name, ids, student)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {name_of(ids.dtype)}")
+    largest = _largest(ids)
+    if largest >= columns:
+        raise ValueError(f"{name} must be below the vocabulary of {columns} entries, got {largest}")
 
 
 def like_rows(name: str, x: Tensor, student: Tensor) -> None:

@@ -42,9 +42,9 @@ template <class F, class T> class SinkhornReverse {
   }
 
   void run() {
-    const int64_t n = frame_.n, m = frame_.m, last = call_.run[problem_];
+    const int64_t n = frame_.n, last = call_.run[problem_];
     std::fill(a_gradient_, a_gradient_ + n, S(0));
-    std::fill(b_gradient_, b_gradient_ + m, S(0));
+    jumped_ = frames_differ();
     take_offsets(2);
     // Offsets that were taken anew before the iterations stopped early hold the last scalings already.
     if (last < call_.of.iterations && absorbed_after(last)) release(last);
@@ -70,10 +70,16 @@ template <class F, class T> class SinkhornReverse {
     std::copy(offsets(slot) + call_.of.rows, offsets(slot) + call_.of.rows + frame_.m, frame_.column_offset);
   }
 
-  bool jumped() const {  // from frame A to frame B
+  bool frames_differ() const {  // A and B
     return !std::equal(offsets(0), offsets(0) + frame_.n, offsets(1)) ||
            !std::equal(offsets(0) + call_.of.rows, offsets(0) + call_.of.rows + frame_.m, offsets(1) + call_.of.rows);
   }
+
+  // Whether iteration t scaled its columns in frame B, where rho is part of the offsets.
+  bool in_second_frame(int64_t t) const { return t == 1 && jumped_; }
+
+  // rho of row i beside the columns of iteration t.
+  S row_scaling(int64_t t, int64_t i) const { return relative(rho(t)[i], in_second_frame(t)); }
 
   bool absorbed_after(int64_t t) const { return frame_.has_drifted(rho(t), sigma(t)); }
 
@@ -87,10 +93,10 @@ template <class F, class T> class SinkhornReverse {
     }
   }
 
-  // K, x and y of iteration t; in frame B rho is part of the offsets.
+  // K, x and y of iteration t.
   void enter(int64_t t) {
     frame_.build();
-    frame_.scale(frame_.a, rho(t), t == 1 && jumped(), frame_.n, x_);
+    frame_.scale(frame_.a, rho(t), in_second_frame(t), frame_.n, x_);
     frame_.scale(frame_.b, sigma(t), false, frame_.m, y_);
     std::fill(y_ + frame_.m, y_ + frame_.pitch, S(0));
   }
@@ -98,7 +104,6 @@ template <class F, class T> class SinkhornReverse {
   // total = dV P - M / eps, alpha = rho (G K y), beta = sigma (G^T K x), all with the columns of G centred.
   void begin(int64_t last) {
     const int64_t n = frame_.n, m = frame_.m, pitch = frame_.pitch;
-    const bool absorbed = last == 1 && jumped();
     if (call_.of.entropic) {
       take_potentials(frame_.row_offset, x_, n, f_);
       take_potentials(frame_.column_offset, y_, m, g_);
@@ -116,8 +121,7 @@ template <class F, class T> class SinkhornReverse {
     }
     std::fill(beta_, beta_ + pitch, S(0));
     for (int64_t i = 0; i < n; ++i) {
-      const S scaling = absorbed ? (rho(last)[i] == S(0) ? S(0) : S(1)) : rho(last)[i];
-      alpha_[i] = scaling * begin_row(i);
+      alpha_[i] = row_scaling(last, i) * begin_row(i);
     }
     for (int64_t j = 0; j < m; ++j) beta_[j] *= column_scaling[j];
   }
@@ -175,11 +179,11 @@ template <class F, class T> class SinkhornReverse {
     std::copy(x_, x_ + frame_.n, rows);
     for (int64_t j = 0; j < frame_.pitch; ++j) columns[j] = y_[j] * beta_[j];
     S* next_rows = nullptr;
-    if (t == 1 && jumped()) {
+    if (in_second_frame(t)) {
       // The columns were scaled in frame B, the rows in frame A.
       frame_.sweep(columns, sums_, [&](int64_t i, int count, const S* sums, S* w) KD_LAMBDA {
         for (int r = 0; r < count; ++r) {
-          alpha_[i + r] -= x_[i + r] > S(0) ? sums[r] : S(0);
+          alpha_[i + r] -= row_scaling(t, i + r) * sums[r];
           w[r] = S(0);
         }
       });
@@ -204,10 +208,7 @@ template <class F, class T> class SinkhornReverse {
     } else {
       const S* scaling = sigma(t - 1);
       frame_.scale(frame_.b, scaling, absorbed, frame_.m, y_);
-      for (int64_t j = 0; j < frame_.m; ++j) {
-        const S factor = absorbed && scaling[j] > S(0) ? S(1) : scaling[j];
-        beta_[j] = -factor * sums_[j];
-      }
+      for (int64_t j = 0; j < frame_.m; ++j) beta_[j] = -relative(scaling[j], absorbed) * sums_[j];
     }
     std::copy(y_, y_ + frame_.pitch, column_term());
     ++terms_;
@@ -216,7 +217,7 @@ template <class F, class T> class SinkhornReverse {
       release(t - 1);
       enter(t - 1);
     } else if (t > 1) {
-      frame_.scale(frame_.a, rho(t - 1), t == 2 && jumped(), frame_.n, x_);
+      frame_.scale(frame_.a, rho(t - 1), in_second_frame(t - 1), frame_.n, x_);
     }
   }
 
@@ -304,6 +305,7 @@ template <class F, class T> class SinkhornReverse {
   Carver<S> carver_;
   Frame<F, T> frame_;
   S upstream_;
+  bool jumped_ = false;  // from frame A to frame B, in the first iteration
   S* total_;  // gradient of the cost, [n][pitch]
   S *x_, *alpha_, *f_, *a_gradient_, *y_, *beta_, *g_, *b_gradient_, *sums_, *center_;
   S *row_terms_, *column_terms_;

@@ -20,23 +20,11 @@
 #include <cmath>
 #include <limits>
 
+#include "kd/sinkhorn.h"
 #include "sinkhorn.h"
 #include "storage.h"
 
 KD_BEGIN
-
-template <class S> struct ScalingLimits {
-  static constexpr S kDrift = S(268435456);              // 2^28; K is at most 2^56 before it is built anew
-  static constexpr S kFar = S(8.6736173798840e-19);      // 2^-60: a column sum of frame A that asks for frame B
-  static constexpr S kNothing = S(7.5231638452626e-37);  // 2^-120: below it a sum is 0, and its reciprocal would be inf
-};
-
-template <> struct ScalingLimits<double> {
-  static constexpr double kDrift = 0x1p200, kFar = 0x1p-300, kNothing = 0x1p-1000;
-};
-
-// 0 for rows and columns that reach nothing; NaN stays NaN.
-template <class S> KD_HD S reciprocal_of_sum(S sum) { return sum < ScalingLimits<S>::kNothing ? S(0) : S(1) / sum; }
 
 template <class S> class Carver {  // of scratch into arrays on cache lines
  public:
@@ -143,8 +131,7 @@ template <class F, class T> struct Frame {
 
   // mass scaling, or the mass itself where the scaling is absorbed; 0 where it is 0.
   static void scale(const S* mass, const S* scaling, bool absorbed, int64_t count, S* out) {
-    for (int64_t i = 0; i < count; ++i)
-      out[i] = absorbed ? (scaling[i] == S(0) ? S(0) : mass[i]) : mass[i] * scaling[i];
+    for (int64_t i = 0; i < count; ++i) out[i] = scaled(mass[i], scaling[i], absorbed);
   }
 
   // Whether a scaling of a row or column with mass asks for new offsets.
@@ -205,13 +192,11 @@ template <class F, class T> struct Frame {
   }
 
   static bool drifted(const S* mass, const S* scaling, int64_t count) {
-    const F zero(S(0)), high(ScalingLimits<S>::kDrift), low(S(1) / ScalingLimits<S>::kDrift);
     uint32_t any = 0;
     for (int64_t i = 0; i < count; i += kLanes) {
       const int left = int(std::min<int64_t>(kLanes, count - i));
       const F x = left == kLanes ? Lanes<F>::load(scaling + i) : Lanes<F>::load(scaling + i, left, S(0));
-      const uint32_t away = mask_bits(high < x) | (mask_bits(zero < x) & mask_bits(x < low));
-      any |= away & mask_bits(zero < Lanes<F>::load(mass + i));
+      any |= drifted_lanes(Lanes<F>::load(mass + i), x);
     }
     return any != 0;
   }

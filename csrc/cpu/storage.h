@@ -88,7 +88,6 @@ KD_HD float reduce_add(float x) { return x; }
 KD_HD double reduce_add(double x) { return x; }
 KD_HD float reduce_max(float x) { return x; }
 KD_HD double reduce_max(double x) { return x; }
-KD_HD uint32_t mask_bits(bool m) { return m; }
 
 template <class F> KD_HD void reduce_add8(const F (&a)[8], ScalarOf<F>* out) {
   for (int i = 0; i < 8; ++i) out[i] = reduce_add(a[i]);

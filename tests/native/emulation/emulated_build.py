@@ -1,0 +1,101 @@
+"""Builds the CUDA sources with the C++ compiler, for the emulated machine."""
+
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "emulation"
+
+FLAGS = [
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas",
+    '-DKD_CUDA_ARCHITECTURES="emulated"',
+]  # fmt: skip
+# Without watching the stack, where no memory of a kernel lives: it makes the compiler slow.
+SANITIZERS = [
+    "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=null,object-size,pointer-overflow,vptr",
+    "-fno-sanitize-recover=all", "--param=asan-stack=0",
+]  # fmt: skip
+_INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
+
+
+def extension(csrc: Path = CSRC, folder: Path = BUILD, sanitize: bool = True, units: Iterable[str] = ()) -> Path:
+    """The module `kd_kernels._cuda` from the sources in `csrc`; built where they are not those of the last time.
+
+    Of `units`, stems of .cu files, where there are any: functions of the others must not be called.
+    """
+    cuda = csrc / "cuda"
+    kernels = [path for path in cuda.glob("*.cu") if not units or path.stem in units]
+    sources = sorted([*kernels, cuda / "bind.cpp", *HERE.glob("*.cpp")])
+    name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return _link(sources, csrc, folder, name, ["-shared", "-Wl,-z,lazy"], sanitize)
+
+
+def program(source: Path, folder: Path = BUILD, sanitize: bool = True) -> Path:
+    """A source of its own, with a main(), and the machine."""
+    machine = [HERE / name for name in ("fiber.cpp", "scheduler.cpp")]
+    return _link([source, *machine], CSRC, folder, source.stem, [], sanitize)
+
+
+def sanitizer_library() -> str:
+    """What has to be loaded before a Python that imports the module."""
+    command = ["c++", "-print-file-name=libasan.so"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _link(sources: list[Path], csrc: Path, folder: Path, name: str, flags: list[str], sanitize: bool) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process compiles, the others wait for it
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda source: _compile(source, csrc, folder, sanitize), sources))
+        key = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
+        target = folder / key / name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            _run(["c++", *flags, *(SANITIZERS if sanitize else []), *map(str, objects), "-o", f"{target}.new"])
+            os.replace(f"{target}.new", target)
+        return target
+
+
+def _compile(source: Path, csrc: Path, folder: Path, sanitize: bool) -> Path:
+    includes = [csrc, csrc / "include", HERE]
+    flags = [*FLAGS, *(SANITIZERS if sanitize and source.name != "bind.cpp" else [])]
+    texts = _with_includes(source, includes)
+    key = hashlib.sha256("\0".join([*flags, *texts.values()]).encode()).hexdigest()[:16]
+    target = folder / f"{source.stem}-{key}.o"
+    if not target.exists():
+        paths = [f"-I{path}" for path in [*includes, pybind11.get_include(), sysconfig.get_path("include")]]
+        _run(["c++", *flags, *paths, "-x", "c++", "-c", str(source), "-o", f"{target}.new"])
+        os.replace(f"{target}.new", target)
+    return target
+
+
+def _with_includes(source: Path, folders: list[Path]) -> dict[Path, str]:
+    """The texts of a file and of what it includes, in a fixed order."""
+    texts: dict[Path, str] = {}
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path in texts:
+            continue
+        texts[path] = path.read_text()
+        for name in _INCLUDE.findall(texts[path]):
+            waiting += [folder / name for folder in [path.parent, *folders] if (folder / name).exists()][:1]
+    return texts
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-6000:]}")
