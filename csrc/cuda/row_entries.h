@@ -27,7 +27,8 @@ template <> struct Words<4> {
     const uint4 v = *static_cast<const uint4*>(p);
     return {{v.x, v.y, v.z, v.w}};
   }
-  KD_DEVICE void store(void* p) const { *static_cast<uint4*>(p) = make_uint4(w[0], w[1], w[2], w[3]); }
+  KD_DEVICE uint4 vector() const { return make_uint4(w[0], w[1], w[2], w[3]); }
+  KD_DEVICE void store(void* p) const { *static_cast<uint4*>(p) = vector(); }
 };
 template <> struct Words<2> {
   uint32_t w[2];
@@ -71,6 +72,26 @@ template <int kBytes, int kWords> KD_DEVICE Words<kWords> pack(const float (&x)[
     for (int k = 0; k < kWords; ++k) to.w[k] = to_bfloat162(x[2 * k], x[2 * k + 1]);
   }
   return to;
+}
+
+// Of two vectors that follow one another, the one that begins with entry `entry` of the first, 1 to kEntries - 1.
+template <int kBytes> KD_DEVICE Words<4> from_entry(const Words<4>& first, const Words<4>& second, int entry) {
+  uint32_t w[8];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    w[k] = first.w[k];
+    w[k + 4] = second.w[k];
+  }
+  const int word = entry * kBytes / 4, bits = entry * kBytes % 4 * 8;
+#pragma unroll
+  for (int by = 2; by > 0; by /= 2) {
+#pragma unroll
+    for (int k = 0; k + by < 8; ++k) w[k] = word & by ? w[k + by] : w[k];
+  }
+  Words<4> moved;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) moved.w[k] = static_cast<uint32_t>((uint64_t(w[k + 1]) << 32 | w[k]) >> bits);
+  return moved;
 }
 
 // Floats in the place of entries. Where an entry has but 16 bits, those above go there and those below to the same

@@ -28,23 +28,24 @@ template <bool ValueFirst, bool ForwardKl = !ValueFirst> struct TermRows {
 
 struct JsdRows : TermRows<false> {
   static KD_HD Jsd<Near, float> near(float a, float) { return {a, 1 - a}; }
-  static KD_HD Term<float> far(const LogPair<float>& v, float a) { return LogJsd<float>{a, 1 - a}(v); }
+  static KD_HD Term<float> far(const LogSides<float>& v, float a) { return LogJsd<float>{a, 1 - a}(v); }
 };
 
 template <bool OfStudent> struct MixtureRows : TermRows<false> {
   static KD_HD MixtureKl<Near, float, OfStudent> near(float a, float) { return {a, 1 - a}; }
-  static KD_HD Term<float> far(const LogPair<float>& v, float a) { return LogMixtureKl<float, OfStudent>{a, 1 - a}(v); }
+  static KD_HD Term<float> far(const LogSides<float>& v, float a) { return LogMixtureKl<float, OfStudent>{a, 1 - a}(v); }
 };
 
 struct TvdRows : TermRows<true> {
   static KD_HD Tvd<float> near(float, float) { return {}; }
-  static KD_HD Term<float> far(const LogPair<float>& v, float) { return FarTvd<float>{}({v.p, v.q, 0.0f}); }
+  static KD_HD Term<float> far(const LogSides<float>& v, float) { return LogTvd<float>{}(v); }
+  static KD_HD float far_h(float d, float q) { return LogTvd<float>{}.h(d, q); }
 };
 
 template <bool UnitBeta> struct TodiRows : TermRows<false> {
   static KD_HD Todi<float, UnitBeta> near(float a, float) { return {a}; }
-  static KD_HD Term<float> far(const LogPair<float>& v, float a) {
-    return FarTodi<float, UnitBeta>{a}({v.p, v.q, ln2<float>() * (v.log_q - v.log_p)});
+  static KD_HD Term<float> far(const LogSides<float>& v, float a) {
+    return FarTodi<float, UnitBeta>{a}({v.p(), v.q(), ln2<float>() * (v.below ? -v.x : v.x)});
   }
 };
 

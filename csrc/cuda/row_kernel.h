@@ -50,6 +50,9 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   }
 
  private:
+  struct Sums {
+    float value, h;
+  };
   struct Exponentials {
     float x, y, student, teacher;  // x, y: log2 of them
   };
@@ -84,13 +87,14 @@ template <class Family, int kBytes, class Slice> class RowKernel {
       if (!(value >= kFarRow)) return near_row(pair, Family::near(a, b), factor);
       if (pair.grad) write_kl_gradient(pair, a, b, factor);
       return value;
+    } else if constexpr (Family::kValueFirst) {
+      const Sums sums = terms<kWide>(pair, false, 0.0f, far_terms());
+      if (!(sums.value >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
+      if (pair.grad) write_far_gradient(pair, sums.h, factor);
+      return sums.value;
     } else {
-      if (!Family::kValueFirst && !(of_.curvature * r_.forward >= kFarRow)) {
-        return near_row(pair, Family::near(of_.a, of_.b), factor);
-      }
-      const float value = far_row(pair, factor);
-      if (Family::kValueFirst && !(value >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
-      return value;
+      if (!(of_.curvature * r_.forward >= kFarRow)) return near_row(pair, Family::near(of_.a, of_.b), factor);
+      return terms<kWide>(pair, pair.grad != nullptr, factor, far_terms()).value;
     }
   }
 
@@ -113,9 +117,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     r_.inverse_student = defined ? 1.0f / sum[0] : NAN;
     r_.inverse_teacher = 1.0f / sum[1];
     r_.highest_teacher = looked_at == all ? top[1] : INFINITY;
-    r_.log_student = log(sum[0]) * log2_e<float>();
-    r_.log_teacher = log(sum[1]) * log2_e<float>();
-    const float log_ratio = log(sum[0] * r_.inverse_teacher) * log2_e<float>();  // closer than their difference
+    const float log_ratio = log(sum[0] * r_.inverse_teacher) * log2_e<float>();
+    r_.log_ratio = log_ratio;
     const float mean = sum[3] * r_.inverse_student;
     r_.mean_log_ratio = min(mean, static_cast<float>(kInfiniteMean));
     r_.forward = ln2<float>() * (sum[2] * r_.inverse_teacher + log_ratio);
@@ -190,8 +193,8 @@ template <class Family, int kBytes, class Slice> class RowKernel {
     float sum[2] = {student.total(), teacher.total()};
     team_.template reduce<Addition>(sum);
     if (team_.rank() == 0 && threadIdx.x == 0) {
-      of_.student_entropy[row] = ln2<float>() * (r_.log_student - sum[0] * r_.inverse_student);
-      of_.teacher_entropy[row] = ln2<float>() * (r_.log_teacher - sum[1] * r_.inverse_teacher);
+      of_.student_entropy[row] = -log(r_.inverse_student) - ln2<float>() * sum[0] * r_.inverse_student;
+      of_.teacher_entropy[row] = -log(r_.inverse_teacher) - ln2<float>() * sum[1] * r_.inverse_teacher;
     }
   }
 
@@ -216,29 +219,46 @@ template <class Family, int kBytes, class Slice> class RowKernel {
   template <class Divergence>
   KD_DEVICE float near_row(const RowPair<kBytes>& pair, const Divergence& divergence, float factor) {
     refine_gap(pair);
-    return terms<kNarrow>(pair, factor, [&](float z_s, float z_t, float* q) {
-      const Pair<float> v = near_pair(z_s, z_t);
-      *q = v.q;
-      return divergence(v);
-    });
+    return terms<kNarrow>(pair, pair.grad != nullptr, factor,
+                          [&](float z_s, float z_t, float* q) {
+                            const Pair<float> v = near_pair(z_s, z_t);
+                            *q = v.q;
+                            return divergence(v);
+                          })
+        .value;
   }
 
-  KD_DEVICE float far_row(const RowPair<kBytes>& pair, float factor) {
-    return terms<kWide>(pair, factor, [&](float z_s, float z_t, float* q) {
-      const Exponentials e = exponentials(z_s, z_t);
-      *q = e.student * r_.inverse_student;
-      return Family::far({e.teacher * r_.inverse_teacher, *q, e.y - r_.log_teacher, e.x - r_.log_student}, of_.a);
-    });
+  struct Logs {
+    float x, y;  // log2 of the exponentials
+    float d;     // log2 q - log2 p; NaN where both are -inf
+  };
+
+  KD_DEVICE Logs logs(float z_s, float z_t) const {
+    const float x = fma(z_s, of_.rate_student, r_.offset_student), y = fma(z_t, of_.rate_teacher, r_.offset_teacher);
+    return {x, y, (x - y) - r_.log_ratio};
+  }
+
+  // An entry's terms in the far form, and its q.
+  KD_DEVICE auto far_terms() const {
+    return [this](float z_s, float z_t, float* q) {
+      const Logs of = logs(z_s, z_t);
+      LogSides<float> v;
+      v.below = of.d <= 0.0f;
+      v.big = exp2_fast(v.below ? of.y : of.x) * (v.below ? r_.inverse_teacher : r_.inverse_student);
+      v.x = v.big > 0.0f ? abs(of.d) : 0.0f;
+      v.ratio = exp2_fast(-v.x);
+      *q = v.q();
+      return Family::far(v, of_.a);
+    };
   }
 
   // Sums of the terms, then the gradient: from h where it was kept, else from the terms again, by the same code.
   template <int kWords, class Terms>
-  KD_DEVICE float terms(const RowPair<kBytes>& pair, float factor, const Terms& term_of) {
+  KD_DEVICE Sums terms(const RowPair<kBytes>& pair, bool with_gradient, float factor, const Terms& term_of) {
     constexpr int kCount = 4 * kWords / kBytes;
-    float sum[2];
-    const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && pair.grad;
-    const int passes = pair.grad && !keep_h ? 2 : 1;
-    float value = 0.0f;
+    const bool keep_h = Slice::kClustered && !Family::kIsKl && of_.keeps && with_gradient;
+    const int passes = with_gradient && !keep_h ? 2 : 1;
+    Sums sums;
 #pragma unroll 1
     for (int pass = 0; pass < passes; ++pass) {
       Slots of_value, of_h;
@@ -260,21 +280,21 @@ template <class Family, int kBytes, class Slice> class RowKernel {
             keep<kBytes, kWords>(h, at.teacher_part(part * kWords), at.spare_part(part * kWords));
           } else if (pass == 1) {
 #pragma unroll
-            for (int k = 0; k < kCount; ++k) h[k] = fma(x[k], -sum[1], h[k]) * factor;
+            for (int k = 0; k < kCount; ++k) h[k] = fma(x[k], -sums.h, h[k]) * factor;
             pack<kBytes, kWords>(h, of_.half).store(at.student_part(part * kWords));
           }
         }
-        if (pass == 1) at.write_gradient(pair);
+        if (pass == 1) slice_.write_gradient(pair, at, Words<4>::load(at.student));
       });
       if (pass == 0) {
-        sum[0] = of_value.total();
-        sum[1] = of_h.total();
+        float sum[2] = {of_value.total(), of_h.total()};
         team_.template reduce<Addition>(sum);
-        value = sum[0];
+        sums = {sum[0], sum[1]};
       }
     }
-    if (keep_h) combine(pair, sum[1], factor);
-    return value;
+    if (keep_h) combine(pair, sums.h, factor);
+    if (with_gradient) slice_.finish_gradient(pair);
+    return sums;
   }
 
   // The gradient from h. The difference comes before the factor: where the student is certain of an entry it is 0.
@@ -289,8 +309,24 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         const float e = exp2_fast(fma(x[k], of_.rate_student, r_.offset_student));
         h[k] = fma(e, minus_sum, h[k]) * factor;
       }
-      at.write_gradient(pair, pack<kBytes, kWide>(h, of_.half));
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(h, of_.half));
     });
+  }
+
+  // The gradient where h costs less to compute again than to keep.
+  KD_DEVICE void write_far_gradient(const RowPair<kBytes>& pair, float h_sum, float factor) {
+    sweep(pair, [&](const Place<kBytes>& at) {
+      float x[kEntries], y[kEntries];
+      at.template read<kWide>(pair, of_.half, 0, x, y);
+#pragma unroll
+      for (int k = 0; k < kEntries; ++k) {
+        const Logs of = logs(x[k], y[k]);
+        const float q = exp2_fast(of.x) * r_.inverse_student;
+        x[k] = fma(q, -h_sum, Family::far_h(of.d, q)) * factor;
+      }
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(x, of_.half));
+    });
+    slice_.finish_gradient(pair);
   }
 
   // Of a far row of the KL family. Logarithms are those of the very floats whose mean is taken off them, so that the
@@ -307,8 +343,9 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         const Exponentials e = exponentials(x[k], y[k]);
         x[k] = gradient(e.student, e.teacher, finite(e.x - e.y) - r_.mean_log_ratio);
       }
-      at.write_gradient(pair, pack<kBytes, kWide>(x, of_.half));
+      slice_.write_gradient(pair, at, pack<kBytes, kWide>(x, of_.half));
     });
+    slice_.finish_gradient(pair);
   }
 
   const RowArguments& of_;
@@ -321,7 +358,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 template <int kBytes>
 KD_DEVICE void clear(typename Entry<kBytes>::Bits* grad, int begin, int end, unsigned block, unsigned blocks) {
   constexpr int kEntries = kVectorBytes / kBytes;
-  const int phase = RowPair<kBytes>::phase_of(grad);
+  const int phase = phase_of(grad);
   const int last = (phase + end + kEntries - 1) / kEntries;
 #pragma unroll 1
   for (int v = (phase + begin) / kEntries + threadIdx.x + block * blockDim.x; v < last; v += blockDim.x * blocks) {
@@ -369,8 +406,7 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
     if (weight != 0.0f) {  // else the row is not read: it may hold anything
       const RowPair<kBytes> pair(of, row);
       const int begin = team.rank() * of.slice, end = begin + of.slice, all = pair.vectors();
-      slice.request(pair, begin, end < all ? end : all);
-      slice.await();
+      slice.fetch(pair, begin, end < all ? end : all);
       RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
       slice.release();
     }
@@ -390,7 +426,7 @@ template <class Family, int kBytes> __global__ void __launch_bounds__(kMaxRowThr
     const float weight = of.weight ? of.weight[row] : 1.0f;
     if (weight != 0.0f) {
       const RowPair<kBytes> pair(of, row);
-      slice.request(pair, 0, pair.vectors());
+      slice.fetch(pair, 0, pair.vectors());
       RowKernel<Family, kBytes, Slice>(of, slice, team).run(row, pair, weight);
     }
     finish_row<kBytes>(of, row, weight != 0.0f, 0, 1);

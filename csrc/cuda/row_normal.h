@@ -16,7 +16,7 @@ struct Slots {  // two sums side by side, so that an addition need not wait for 
 struct NormalRow {                          // a normalised row pair
   float offset_student, offset_teacher;     // log2 of an entry's exponential is z rate + offset
   float inverse_student, inverse_teacher;   // 1 / sum of exponentials
-  float log_student, log_teacher;           // log2 of the sums
+  float log_ratio;                          // log2 of the student's sum over the teacher's
   float shift_student, shift_teacher, gap;  // d = ((z_s - shift_s) - ratio (z_t - shift_t)) k - gap
   float forward, reverse;                   // the KLs, right to about 1e-7 absolute, where they are asked for
   float mean_log_ratio;                     // of log2 (e_s / e_t) under q, where the reverse KL is; finite

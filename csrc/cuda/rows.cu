@@ -71,13 +71,13 @@ SharedMemory shared_memory_of(int capability) {
 RowPlan plan_rows(int64_t columns, DType dtype, bool keeps, int capability, int blocks) {
   constexpr int64_t kVector = 16;
   constexpr size_t kReserved = 1024;  // bytes of every block that the system takes
-  // A row may begin with the last entry of a vector.
-  const int64_t entries = kVector / bytes_of(dtype), vectors = (columns + 2 * (entries - 1)) / entries;
+  const int64_t entries = kVector / bytes_of(dtype), vectors = (columns + entries - 1) / entries;
   const SharedMemory memory = shared_memory_of(capability);
   const auto on_chip = [&](int blocks, bool with_h) {
     const int64_t slice = (vectors + blocks - 1) / blocks;
-    const int64_t sides = with_h && bytes_of(dtype) == 2 ? 3 : 2;  // h of 32 bits takes the teacher's place, or more
-    return RowPlan{blocks, threads_for(slice), slice, with_h, sizeof(RowMemory) + size_t(slice * sides * kVector)};
+    const int64_t sides = 2 * (slice + 1);  // a row that begins within a vector of memory ends in one more
+    const int64_t beside = with_h && bytes_of(dtype) == 2 ? slice : 0;  // h of 32 bits takes the teacher's place, or more
+    return RowPlan{blocks, threads_for(slice), slice, with_h, sizeof(RowMemory) + size_t((sides + beside) * kVector)};
   };
   const auto streamed = [&] {
     const int threads = threads_for(vectors);

@@ -54,11 +54,12 @@ class Support:
 SUPPORT = {
     "cpu": Support(frozenset({"cpu"}), _UP_TO_DOUBLE),
     "cuda": Support(
-        frozenset({"cuda"}), _UP_TO_SINGLE, frozenset(), mixed=False, capability=(8, 0), completed_by="triton"
+        frozenset({"cuda"}), _UP_TO_SINGLE, frozenset({"rows", "l1_cost"}), mixed=False, capability=(8, 0),
+        completed_by="triton",
     ),
     "triton": Support(frozenset({"cuda", "xpu"}), _UP_TO_SINGLE),
     "reference": Support(None, _UP_TO_DOUBLE),
-}
+}  # fmt: skip
 BACKENDS = ("auto", *SUPPORT)
 
 # What `auto` takes, by device type: the first that was built here and supports the tensors. The last of them belongs to

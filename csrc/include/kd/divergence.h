@@ -10,7 +10,7 @@
 //
 // Each divergence comes in two forms, near and far. The near form keeps every digit; the far form works from the
 // probabilities, is right to their rounding, and costs less. A row takes it where its value is large enough for that.
-// On GPUs, where divisions and logarithms are what there is least of, the far form works from a LogPair.
+// On GPUs, where exponentials, divisions and logarithms are what there is least of, the far form works from LogSides.
 #pragma once
 
 #include "kd/elementary.h"
@@ -24,11 +24,6 @@ template <class F> struct Pair {
 
 template <class F> struct Term {
   F value, h;
-};
-
-// An entry with its logarithms to base 2, which whoever computes exponentials has at hand; -inf where one is 0.
-template <class F> struct LogPair {
-  F p, q, log_p, log_q;
 };
 
 // An entry seen from its larger side. Ratios are taken as small / big = e^-x <= 1, which cannot overflow.
@@ -108,7 +103,18 @@ template <class F> KD_HD F finite(F d) {
   return max(min(d, F(static_cast<float>(kInfiniteLogRatio))), F(static_cast<float>(-kInfiniteLogRatio)));
 }
 
-// log2 p as a factor: finite, so that p = 0 makes the product 0.
-template <class F> KD_HD F bounded_log(F x) { return max(x, F(-1e30f)); }
+// An entry seen from its larger side, without small differences: two exponentials for both probabilities and their
+// ratio, all that a logarithm of a mixture is needed for lies in [0, 1].
+template <class F> struct LogSides {
+  bool below;  // q <= p: the teacher's probability is the big one
+  F big;
+  F x;      // |log2 q - log2 p|, infinite where one side is -inf
+  F ratio;  // 2^-x = small / big
+
+  KD_HD F small() const { return big * ratio; }
+  KD_HD F bounded_x() const { return min(x, F(1e30f)); }  // times a ratio of 0 it is 0
+  KD_HD F p() const { return select(below, big, small()); }
+  KD_HD F q() const { return select(below, small(), big); }
+};
 
 KD_END

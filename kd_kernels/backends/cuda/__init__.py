@@ -8,6 +8,8 @@ does not list for this backend it does not have.
 from kd_kernels.backends.cuda.call import DTYPES
 from kd_kernels.backends.cuda.l1_cost import l1_cost, l1_cost_backward
 from kd_kernels.backends.cuda.rows import (
+    KEPT_BYTES,
+    OUTER_PRODUCT_DTYPES,
     divergence,
     divergence_backward,
     empty_gradient,
@@ -17,6 +19,6 @@ from kd_kernels.backends.cuda.rows import (
 )
 
 __all__ = [
-    "DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost", "l1_cost_backward", "row_losses",
-    "scale_", "workspace",
+    "DTYPES", "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
+    "l1_cost_backward", "row_losses", "scale_", "workspace",
 ]  # fmt: skip

@@ -9,6 +9,10 @@ from kd_kernels.reduction import count
 
 _FAMILIES = _cuda.FAMILIES
 
+# torch itself adds such products up in float32, and its allocator keeps memory.
+OUTER_PRODUCT_DTYPES: set[torch.dtype] = set()
+KEPT_BYTES = None
+
 
 def divergence(
     student: Tensor,  # (N, V)

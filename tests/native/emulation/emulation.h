@@ -24,6 +24,7 @@
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
 #define KD_DEVICE inline
+#define KD_HAS_CLUSTERS 1
 
 struct uint3 {
   unsigned x, y, z;

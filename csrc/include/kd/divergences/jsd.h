@@ -24,15 +24,15 @@ template <class Form, class F> struct Jsd {
   }
 };
 
-// Far, with one logarithm.
+// Far: with w = m / big, log(big / m) = -log w and log(small / m) = -x - log w.
 template <class F> struct LogJsd {
   F beta, rest;
 
-  KD_HD Term<F> operator()(const LogPair<F>& v) const {
-    const F log_m = log2(positive(fma(beta, v.p, rest * v.q)));
-    const F of_p = ln2<F>() * (bounded_log(v.log_p) - log_m), of_q = ln2<F>() * (bounded_log(v.log_q) - log_m);
-    const F h = rest * v.q * of_q;
-    return {fma(beta * v.p, of_p, h), h};
+  KD_HD Term<F> operator()(const LogSides<F>& v) const {
+    const F of_big = select(v.below, beta, rest), of_small = select(v.below, rest, beta) * v.ratio;
+    const F log_w = log2(of_big + of_small), big = ln2<F>() * v.big;
+    const F big_term = F(0.0f) - of_big * log_w, small_term = F(0.0f) - of_small * (v.bounded_x() + log_w);
+    return {big * (big_term + small_term), big * select(v.below, small_term, big_term)};
   }
 };
 

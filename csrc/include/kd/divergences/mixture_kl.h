@@ -30,18 +30,18 @@ template <class Form, class F, bool OfStudent> struct MixtureKl {
   }
 };
 
-// Far, with one logarithm and one division.
+// Far: with w = m / big, log(big / m) = -log w and log(small / m) = -x - log w.
 template <class F, bool OfStudent> struct LogMixtureKl {
   F b, rest;
 
-  KD_HD Term<F> operator()(const LogPair<F>& v) const {
-    const F m = positive(fma(b, v.q, rest * v.p)), log_m = log2(m);
-    const F share = divide(b * v.q, m);  // of q in m
-    if (OfStudent) {
-      const F value = v.q * ln2<F>() * (bounded_log(v.log_q) - log_m);
-      return {value, fma(v.q, b - share, value)};
-    }
-    return {v.p * ln2<F>() * (bounded_log(v.log_p) - log_m), F(0.0f) - share * v.p};
+  KD_HD Term<F> operator()(const LogSides<F>& v) const {
+    const F of_q = select(v.below, b * v.ratio, b);  // b q / big
+    const F w = of_q + select(v.below, rest, rest * v.ratio), log_w = log2(w);
+    const F share = divide(of_q, w);  // b q / m
+    const bool of_big = v.below != OfStudent;
+    const F a = select(of_big, v.big, v.small());
+    const F value = F(0.0f) - a * ln2<F>() * (log_w + select(of_big, F(0.0f), v.bounded_x()));
+    return {value, OfStudent ? fma(a, b - share, value) : F(0.0f) - share * a};
   }
 };
 
