@@ -1,13 +1,13 @@
 """Bugs of the CUDA kernels of L1 costs: every barrier, bound and mask, and slips in the maths."""
 
 import torch
-from bugs import CudaBug
+from bugs import Change, CudaBug
 from comparisons import guarded_memory
 
 from kd_kernels.backends import reference
 
 NAN = float("nan")
-SEEDS = 3
+SEEDS = 2
 
 
 def near(actual, expected, what, relative):
@@ -52,12 +52,9 @@ def long_rows(cuda):
             constants={"l1_cost._THREADS": 64, "l1_cost._GAINS": 2100 * 32})  # fmt: skip
 
 
-def sixteen_bits(cuda):
-    """Rows that begin where no vector does, and rows that do."""
-    for dtype in (torch.bfloat16, torch.float16):
-        student, teacher = (torch.randn(1, k, 77).to(dtype) for k in (3, 18))
-        compare(cuda, student, teacher, relative=4e-3)
-    compare(cuda, torch.randn(1, 3, 80).bfloat16(), torch.randn(1, 5, 80).bfloat16(), relative=4e-3)
+def unaligned_rows(cuda):
+    """Rows that begin where no vector does."""
+    compare(cuda, torch.randn(1, 3, 77), torch.randn(1, 18, 77))
 
 
 def many_ranges(cuda):
@@ -91,6 +88,10 @@ UNITS = ("l1_cost",)
 KERNEL, GRADIENT, ROWS, STATISTICS = (
     f"cuda/l1_{name}.h" for name in ("cost_kernel", "gradient_kernel", "rows", "statistics_kernel")
 )
+
+
+# Entries of 32 bits alone; what those of 16 bits have of their own is a few lines, which tests/cuda shows at once.
+LEFT_OUT = [Change("cuda/l1_cost.cu", "f(std::integral_constant<int, 2>());", "throw dtype;")]
 
 
 def bug(file, original, mutated, check, why):
@@ -197,24 +198,10 @@ BUGS = [
         "count >= kCount && reinterpret_cast<uintptr_t>(p) % kAligned == 0) {\n      if constexpr (kWords == 2) {"
         "\n        const uint2",
         "count >= kCount) {\n      if constexpr (kWords == 2) {\n        const uint2",
-        sixteen_bits,
+        unaligned_rows,
         "vectors read where there are none",
     ),
-    bug(
-        ROWS,
-        "2 * k + 1 < count ? entries[2 * k + 1] : 0",
-        "entries[2 * k + 1]",
-        sixteen_bits,
-        "entries read beyond the last column",
-    ),
-    bug(ROWS, "if (k >= count) continue;", "", sixteen_bits, "entries written beyond the last column"),
-    bug(
-        ROWS,
-        "from_half(static_cast<uint16_t>(words[k / 2] >> (k % 2 * 16)))",
-        "from_half(static_cast<uint16_t>(words[k / 2]))",
-        sixteen_bits,
-        "every other entry read twice",
-    ),
+    bug(ROWS, "if (k >= count) continue;", "", unaligned_rows, "entries written beyond the last column"),
     bug(GRADIENT, "    // it.\n    __syncthreads();\n", "    // it.\n", masked_rows, "rows read before they are there"),
     bug(GRADIENT, "buffer ^= 1", "buffer ^= 0", masked_rows, "one buffer where two are needed"),
     bug(
@@ -264,7 +251,7 @@ BUGS = [
     bug(
         GRADIENT,
         "gain[i][k] = column + k < columns ? gain[i][k] : 0.0f;",
-        "",
+        "gain[i][k] += 0.0f;",
         vectors,
         "a derivative beyond the last column",
     ),
