@@ -28,24 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     models = parser.add_argument_group("models and text")
-    add_text(models)
-    models.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
-    models.add_argument(
+    add_models(models)
+    _add_cache(models)
+    _add_loss(parser.add_argument_group("loss"))
+    _add_sampling(parser.add_argument_group("text that models write"))
+    _add_parameters(parser.add_argument_group("parameters of single methods"))
+    _add_transport(parser.add_argument_group("optimal transport"))
+    add_training(parser.add_argument_group("training"), default("steps"))
+    add_run(parser.add_argument_group("run"), "runs/distill-KIND, or -METHOD")
+    parser.set_defaults(**asdict(Settings()))
+
+
+def add_models(group: argparse._ArgumentGroup) -> None:
+    add_text(group)
+    group.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
+
+
+def _add_cache(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--teacher-cache", metavar="FILE",
         help="predictions of the teacher to train from, made by kd-kernels cache-teacher with the same arguments; the "
         "teacher itself is run for evaluations only",
     )  # fmt: skip
-    models.add_argument(
+    group.add_argument(
         "--tail", choices=TAILS,
         help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
         "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
-    _add_loss(parser.add_argument_group("loss"))
-    _add_sampling(parser.add_argument_group("text that models write"))
-    _add_transport(parser.add_argument_group("optimal transport"))
-    _add_training(parser.add_argument_group("training"))
-    _add_run(parser.add_argument_group("run"))
-    parser.set_defaults(**asdict(Settings()))
 
 
 def add_text(group: argparse._ArgumentGroup) -> None:
@@ -76,7 +85,6 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
         _add(group, name, float, "X", f"parameter of the kinds {kinds}, and of methods")
-    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
     group.add_argument(
         "--temperature", type=float, metavar="T",
         help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
@@ -95,6 +103,16 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--memory-budget", type=int, metavar="MIB", help="memory that the loss may take, gradients included"
     )
+
+
+def _add_parameters(group: argparse._ArgumentGroup) -> None:
+    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
+    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
+    _add(group, "t_start", float, "X", "share of the teacher in the first step")
+    _add(group, "t_end", float, "X", "share of the teacher in the last step")
+    _add(group, "draws", int, "N", "entries drawn from the teacher for each token")
+    _add(group, "hard_share", float, "F", "share of the tokens, the least certain of the teacher, that are hard")
+    _add(group, "easy_weight", float, "W", "W loss of easy tokens + (1 - W) loss of hard ones")
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
@@ -134,14 +152,13 @@ def _add_transport(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     _add(group, "eps", float, "X", "strength of the entropy")
     _add(group, "iterations", int, "N", "of Sinkhorn")
-    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
     _add(
         group, "gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost"
     )
 
 
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=int, metavar="N", help=f"({default('steps')})")
+def add_training(group: argparse._ArgumentGroup, steps: str) -> None:
+    group.add_argument("--steps", type=int, metavar="N", help=f"({steps})")
     group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({default('batch_size')})")
     group.add_argument(
         "--accumulate", type=int, metavar="N",
@@ -156,8 +173,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
 
 
-def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND, or -METHOD)")
+def add_run(group: argparse._ArgumentGroup, out: str) -> None:
+    group.add_argument("--out", metavar="DIR", help=f"output folder ({out})")
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="go on with the run in --out; begin it if there is none"

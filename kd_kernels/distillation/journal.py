@@ -31,7 +31,7 @@ class Journal:
         self._metrics = folder / METRICS
         self._metrics.touch()
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, float]]:
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, float | None]]:
         """Goes back to the checkpoint, or to the beginning where there is none.
 
         Returns:
@@ -53,7 +53,7 @@ class Journal:
         os.truncate(self._metrics, length)
         return step, objective
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer, objective: Mapping[str, float]) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, objective: Mapping[str, float | None]) -> None:
         """Makes this step the one to go back to."""
         with open(self._metrics, "rb+") as file:
             os.fsync(file.fileno())

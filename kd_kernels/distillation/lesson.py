@@ -61,14 +61,14 @@ def make_lesson(
     )
     held = sample(held, settings.eval_blocks)
     teacher = cache.source(settings.tail or "bucket", settings.device) if cache else LiveTeacher(pair.teacher, form)
-    by_author = losses(settings, form)
+    found = losses(settings, form)
     sides = pair.student, pair.teacher, held, _rows(settings), settings.device
     score = partial(evaluate, *sides, form)
     if settings.method == "sinkd":
         score = partial(transport_evaluation.with_sinkd, score, *sides, SinKD(settings))
     return Lesson(
-        _steps(settings, pair, blocks, frozenset(by_author)),
-        Distillation(teacher, by_author, form),
+        _steps(settings, pair, blocks, frozenset(found.by_author)),
+        Distillation(teacher, found, form),
         score,
         f"{len(blocks)} + {len(held)} held-out blocks of {settings.seq_len} tokens",
     )
@@ -127,7 +127,7 @@ def try_out(settings: Settings) -> None:
         sides = [torch.zeros(shape, dtype=dtype, device=settings.device) for dtype in dtypes]
         if not settings.whole_logits:
             sides = [Head(side, torch.zeros(size, 2, device=settings.device)) for side in sides]
-        for loss in losses(settings, _form(settings)).values():
+        for loss in losses(settings, _form(settings)).by_author.values():
             loss(Sides(*sides, labels, 1.0))
     except (TypeError, RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         raise ValueError(str(error)) from None

@@ -85,8 +85,9 @@ def train(
     """
     optimizer = AdamW(model.parameters(), plan.lr, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
     start, state = journal.restore(model, optimizer)
-    objective.restore(state)
-    if start == 0 and evaluate is not None:
+    if start > 0:
+        objective.restore(state)
+    elif evaluate is not None:
         journal.write({"step": 0, "eval": evaluate()})
     model.train()
     with deferred_signals() as signals, Progress(label, start, plan.steps) as progress:
@@ -127,9 +128,12 @@ def _step(
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    objective.advance(sums, (step + 1) / plan.steps)
-    speed = tokens / (time.perf_counter() - begin)
-    measured = {"lr": rate, "grad_norm": norm, "tokens": tokens, "tokens_per_s": round(speed, 1)}
+    objective.advance(sums, step + 1)
+    seconds = time.perf_counter() - begin
+    measured = {
+        "lr": rate, "grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }  # fmt: skip
     return {"step": step + 1, **sums, **measured, **_peak_memory(next(model.parameters()).device)}
 
 

@@ -1,9 +1,10 @@
 """Losses of one student and one teacher on one text: what a method compares, put together from its settings."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -155,25 +156,81 @@ class SinKD:
         return transport, {"sinkd": transport}
 
 
-def losses(settings: Settings, form: Form) -> dict[Author, Loss]:
-    """The losses of the settings' method, for each author whose tokens a step may have.
+class Schedule(Protocol):
+    """A parameter that changes from step to step."""
+
+    def advance(self, sums: Mapping[str, float], step: int) -> None:
+        """Called after each step, counted from 1, with its loss and numbers."""
+        ...
+
+    def state(self) -> dict[str, float | None]:
+        """What a checkpoint has to keep."""
+        ...
+
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        """Goes back to a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class TAID:
+    """Cross-entropy with a distribution between the student's and the teacher's, which moves to the teacher's."""
+
+    schedule: methods.TAIDSchedule
+    loss: MethodLoss
+
+    def __call__(self, sides: Sides) -> Found:
+        at = dataclasses.replace(self.loss, method=partial(self.loss.method, t=self.schedule.t))
+        loss, found = at(sides)
+        share = sides.mask.sum() / sides.normalizer  # of a part, so that the parts of a step add up to t
+        return loss, found | {"t": self.schedule.t * share}
+
+    def advance(self, sums: Mapping[str, float], step: int) -> None:
+        self.schedule.update(sums["taid"], step)
+
+    def state(self) -> dict[str, float | None]:
+        return self.schedule.state_dict()
+
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        self.schedule.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a method.
+
+    Attributes:
+        by_author: one for each author whose tokens a step may have.
+        schedule: of a parameter of theirs.
+    """
+
+    by_author: Mapping[Author, Loss]
+    schedule: Schedule | None = None
+
+
+def losses(settings: Settings, form: Form) -> Losses:
+    """The losses of the settings' method.
 
     Raises:
         ValueError: parameters that do not fit.
     """
     match settings.method:
-        case "f_distill":
-            return _f_distill(settings, form)
-        case "distillm2":
-            return _distillm2(settings, form)
+        case "divergence":
+            return Losses(_mixed(_divergence(settings, form), settings, form))
         case "sinkd":
             mixed = _mixed(_divergence(settings, form), settings, form)[Author.TEXT]
-            return {Author.TEXT: Mix(((1.0, mixed), (settings.ot_weight, SinKD(settings))))}
-        case "divergence":
-            return _mixed(_divergence(settings, form), settings, form)
-        case name:
-            loss = MethodLoss(name, _METHODS[name](settings), _options(settings, form))
-            return _mixed(loss, settings, form)
+            return Losses({Author.TEXT: Mix(((1.0, mixed), (settings.ot_weight, SinKD(settings))))})
+        case "f_distill":
+            return Losses(_f_distill(settings, form))
+        case "distillm2":
+            return Losses(_distillm2(settings, form))
+        case "kdrl":
+            return Losses({Author.STUDENT: _by_name(settings, form)})
+        case "taid":
+            taid = TAID(_taid_schedule(settings), _by_name(settings, form))
+            return Losses(_mixed(taid, settings, form), taid)
+        case _:
+            return Losses(_mixed(_by_name(settings, form), settings, form))
 
 
 def _divergence(settings: Settings, form: Form) -> DivergenceLoss:
@@ -187,21 +244,46 @@ def _mixed(loss: Loss, settings: Settings, form: Form) -> dict[Author, Loss]:
     return {Author.TEXT: mixed, Author.STUDENT: loss}
 
 
-def _options(settings: Settings, form: Form) -> dict[str, Any]:
-    return {"backend": settings.backend, **form.options()}
-
-
-def _tempered(settings: Settings) -> dict[str, Any]:
-    return {"temperature": settings.temperature, "scale_t2": settings.scale_t2}
-
-
 # The loss of a method, with its parameters; cross-entropy comes from outside.
 _METHODS: dict[str, Callable[[Settings], Callable[..., Tensor]]] = {
     "gkd": lambda s: partial(methods.gkd, beta=s.beta, **_tempered(s)),
     "todi": lambda s: partial(methods.todi, kd_rate=1, beta=s.beta, **_tempered(s)),
     "akl": lambda s: partial(methods.akl, mu=s.mu, **_tempered(s)),
     "distillm": lambda s: partial(methods.distillm, variant=s.variant, alpha=s.alpha, **_tempered(s)),
+    "taid": lambda s: partial(methods.taid, temperature=s.temperature),
+    "bild": lambda s: partial(methods.bild, top_k=s.top_k, temperature=s.temperature),
+    "dpkd": lambda s: partial(methods.dpkd, beta=s.beta),
+    "sparse_logit_sampling": lambda s: partial(methods.sparse_logit_sampling, draws=s.draws, temperature=s.temperature),
+    "kdrl": lambda s: partial(_by_ids, methods.kdrl, estimator=s.variant, temperature=s.temperature),
+    "atkd": lambda s: partial(
+        methods.atkd, hard_share=s.hard_share, easy_weight=s.easy_weight, temperature=s.temperature
+    ),
 }
+
+
+def _by_name(settings: Settings, form: Form) -> MethodLoss:
+    return MethodLoss(settings.method, _METHODS[settings.method](settings), _options(settings, form))
+
+
+def _options(settings: Settings, form: Form) -> dict[str, Any]:
+    """Of how a loss is computed, those that the method has."""
+    options = {name: value for name, value in form.options().items() if name in settings.recipe.options}
+    return options | ({"backend": settings.backend} if settings.recipe.backends else {})
+
+
+def _tempered(settings: Settings) -> dict[str, Any]:
+    return {"temperature": settings.temperature, "scale_t2": settings.scale_t2}
+
+
+def _by_ids(
+    method: Callable[..., Tensor], student: Tensor | Head, teacher: Tensor | Head, labels: Tensor, **options: Any
+) -> Tensor:
+    """A method whose tokens are not only there to count rows."""
+    return method(student, teacher, labels, **options)
+
+
+def _taid_schedule(settings: Settings) -> methods.TAIDSchedule:
+    return methods.TAIDSchedule(settings.steps, settings.t_start, settings.t_end, settings.alpha, settings.beta)
 
 
 _WRITERS = (Author.TEACHER, Author.STUDENT)
@@ -211,7 +293,8 @@ def _f_distill(settings: Settings, form: Form) -> dict[Author, Loss]:
     """Step-wise losses on what the teacher wrote, on what the student wrote, or half of each."""
     options = _options(settings, form)
     if settings.variant == "seqkd":
-        return {Author.TEACHER: MethodLoss("cross_entropy", partial(_seqkd, settings.temperature), options)}
+        seqkd = partial(_seqkd, temperature=settings.temperature)
+        return {Author.TEACHER: MethodLoss("cross_entropy", seqkd, options)}
     if settings.variant == "engine":
         engine = partial(methods.engine, temperature=settings.temperature)
         return {Author.STUDENT: MethodLoss("engine", engine, options)}
@@ -221,11 +304,9 @@ def _f_distill(settings: Settings, form: Form) -> dict[Author, Loss]:
     return {author: Half("f_distill", method, author, options) for author in authors}
 
 
-def _seqkd(
-    temperature: float, student: Tensor | Head, teacher: Tensor | Head | TopK, labels: Tensor, **options: Any
-) -> Tensor:
+def _seqkd(student: Tensor | Head, teacher: Tensor | Head | TopK, labels: Tensor, **options: Any) -> Tensor:
     """Cross-entropy of what the teacher wrote; its distributions are not looked at."""
-    return methods.seqkd(student, labels, temperature=temperature, **options)
+    return methods.seqkd(student, labels, **options)
 
 
 def _distillm2(settings: Settings, form: Form) -> dict[Author, Loss]:

@@ -19,6 +19,7 @@ class Method:
         whole_logits: whether it needs logits whole.
         samples: whether models write the tokens of its losses, whatever its options.
         variants: what `--variant` may be.
+        backends: whether there is a choice of backends.
     """
 
     summary: str
@@ -28,6 +29,7 @@ class Method:
     whole_logits: bool = False
     samples: bool = False
     variants: tuple[str, ...] = ()
+    backends: bool = True
 
     @property
     def options(self) -> frozenset[str]:
@@ -42,6 +44,7 @@ _ON_POLICY = {"on_policy": 0.0, "sample_temperature": 1.0}
 _ANY_TEXT = _CHUNKS | _CACHE | SAMPLING | {"scale_t2"}
 _KIND = frozenset({"beta", "alpha", "mu", "scale_t2"})
 _SINKHORN = {"eps": 0.1, "iterations": 20}
+_TAID = {"t_start": 0.4, "t_end": 1.0, "alpha": 5e-4, "beta": 0.99}
 
 # Weights and parameters are those of the papers. SinKD's published scripts minimise alpha KL + (1 - alpha)
 # cross-entropy + 0.8 · 0.001 transport, alpha from 0.8 on.
@@ -84,6 +87,39 @@ METHODS = {
         "forward and reverse KL, weighed row by row",
         {"mu": 0.5, "temperature": 1.0, "ce_weight": 0.0, **_ON_POLICY},
         _ANY_TEXT,
+    ),
+    "taid": Method(
+        "cross-entropy with a mixture of student and teacher that becomes the teacher",
+        {"temperature": 1.0, "ce_weight": 0.0, **_TAID, **_ON_POLICY},
+        SAMPLING | {"chunk_tokens"},
+    ),
+    "bild": Method(
+        "differences among the likeliest logits of the teacher, and of the student",
+        {"top_k": 8, "temperature": 3.0, "ce_weight": 0.0, **_ON_POLICY},
+        SAMPLING,
+    ),
+    "dpkd": Method(
+        "preference for the teacher's likeliest token, and cross-entropy",
+        {"beta": 0.1, "ce_weight": 0.5, **_ON_POLICY},
+        SAMPLING,
+        backends=False,
+    ),
+    "sparse_logit_sampling": Method(
+        "forward KL from entries drawn from the teacher",
+        {"draws": 50, "temperature": 1.0, "ce_weight": 0.0, **_ON_POLICY},
+        SAMPLING | _CHUNKS,
+    ),
+    "kdrl": Method(
+        "estimates of the reverse KL from the tokens that the student wrote",
+        {"variant": "k2", "temperature": 1.0, "sample_temperature": 1.0},
+        SAMPLING | _CHUNKS,
+        samples=True,
+        variants=("k1", "k2", "k3"),
+    ),
+    "atkd": Method(
+        "forward KL in two parts, with and without the target, weighed by how hard a token is",
+        {"hard_share": 0.5, "easy_weight": 0.2, "temperature": 1.0},
+        frozenset({"chunk_tokens"}),
     ),
     "sinkd": Method(
         "divergence, cross-entropy, and optimal transport between tokens",

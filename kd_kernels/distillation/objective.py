@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from kd_kernels import Head, TopK
-from kd_kernels.distillation.losses import Loss, Sides
+from kd_kernels.distillation.losses import Losses, Sides
 from kd_kernels.distillation.predictions import Form, Source
-from kd_kernels.distillation.steps import Author, Step
+from kd_kernels.distillation.steps import Step
 
 
 class Objective(Protocol):
@@ -33,25 +33,15 @@ class Objective(Protocol):
         """
         ...
 
-    def advance(self, sums: Mapping[str, float], done: float) -> None:
-        """Called after each step, with its loss and numbers, and the share of the run that is done."""
+    def advance(self, sums: Mapping[str, float], step: int) -> None:
+        """Called after each step, counted from 1, with its loss and numbers."""
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, float | None]:
         """What a checkpoint has to keep, so that a run can go on."""
         return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, float | None]) -> None:
         """Goes back to a state."""
-
-
-class Schedule(Protocol):
-    """A parameter that changes from step to step; methods as those of an objective."""
-
-    def advance(self, sums: Mapping[str, float], done: float) -> None: ...
-
-    def state(self) -> dict[str, float]: ...
-
-    def restore(self, state: Mapping[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,13 +52,11 @@ class Distillation(Objective):
         teacher: gives the distributions to match.
         losses: one for each author of a text, of the tokens that they wrote.
         form: how the student's predictions are held.
-        schedule: of a parameter of the losses that changes from step to step.
     """
 
     teacher: Source
-    losses: Mapping[Author, Loss]
+    losses: Losses
     form: Form
-    schedule: Schedule | None = None
 
     def __call__(self, model: nn.Module, part: Step, whole: Step) -> tuple[Tensor, dict[str, Tensor]]:
         total, metrics = None, {}
@@ -77,22 +65,22 @@ class Distillation(Objective):
             teacher, vocab = self._common(student, teacher)
             # A student that ends every text at once leaves nothing to learn from.
             normalizer = float(max(1, whole.batches[author].count()))
-            loss, found = self.losses[author](Sides(student, teacher, batch.labels, normalizer, vocab))
+            loss, found = self.losses.by_author[author](Sides(student, teacher, batch.labels, normalizer, vocab))
             total = loss if total is None else total + loss
             of = f"{author.value}_text_" if len(part.batches) > 1 else ""
             metrics |= {of + name: value.detach() for name, value in found.items()}
         return total, metrics
 
-    def advance(self, sums: Mapping[str, float], done: float) -> None:
-        if self.schedule is not None:
-            self.schedule.advance(sums, done)
+    def advance(self, sums: Mapping[str, float], step: int) -> None:
+        if self.losses.schedule is not None:
+            self.losses.schedule.advance(sums, step)
 
-    def state(self) -> dict[str, float]:
-        return {} if self.schedule is None else self.schedule.state()
+    def state(self) -> dict[str, float | None]:
+        return {} if self.losses.schedule is None else self.losses.schedule.state()
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        if self.schedule is not None:
-            self.schedule.restore(state)
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        if self.losses.schedule is not None:
+            self.losses.schedule.restore(state)
 
     def _common(self, student: Tensor | Head, teacher: Tensor | Head | TopK) -> tuple[Tensor | Head | TopK, str | int]:
         """The teacher's side, and the entries that count.

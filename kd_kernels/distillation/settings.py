@@ -106,6 +106,11 @@ class Settings(TeacherSettings):
     form: str | None = None
     top_k: int | None = None
     gamma: float | None = None
+    t_start: float | None = None
+    t_end: float | None = None
+    draws: int | None = None
+    hard_share: float | None = None
+    easy_weight: float | None = None
     on_policy: float | None = None
     prompt_len: int | None = None
     sample_temperature: float | None = None
@@ -158,6 +163,10 @@ class Settings(TeacherSettings):
             raise ValueError(
                 "--accumulate would keep tokens apart that --form batch compares: pass --form sequence, or leave it"
             )
+        if self.accumulate > 1 and self.method == "atkd":
+            raise ValueError("--accumulate would keep tokens apart that --method atkd ranks by how hard they are")
+        if self.backend != "auto" and not self.recipe.backends:
+            raise ValueError(f"--backend does not apply to --method {self.method}, which is plain PyTorch")
         if (self.teacher is None) != (self.student is None):
             raise ValueError("--teacher and --student go together: give both, or neither for the built-in pair")
         if self.tail is not None and self.teacher_cache is None:

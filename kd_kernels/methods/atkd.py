@@ -41,7 +41,8 @@ def atkd(
     Args:
         student: logits `[..., V]` or a `Head`, V at least 2.
         teacher: likewise, of the same rows.
-        labels: the target of each row, integers `[...]`. Rows count where it differs from `ignore_index`.
+        labels: the target of each row, integers `[...]`. Rows count where it differs from `ignore_index` and is not
+            negative.
         hard_share: of the rows that count, in this batch, between 0 and 1; rounded up to whole rows.
         easy_weight: between 0 and 1.
         temperature: divides both logits.
@@ -63,13 +64,13 @@ def atkd(
         raise TypeError("labels are given twice")
     if not checks.is_number(temperature):
         raise TypeError(f"temperature must be a number, got {temperature!r}")
-    given = {**options, "labels": labels, "ignore_index": ignore_index}
-    counting, _ = split(student, given, ())
     checks.sides(student, teacher)
     columns = checks.vocabulary(vocab, *checks.vocabularies(student, teacher))
     if columns < 2:
-        raise ValueError("the vocabulary must have at least 2 entries that count: one is the target")
+        raise ValueError(f"of the vocabulary at least 2 entries must count, the target and another; got {columns}")
     checks.entries("labels", labels, checks.rows_of(student), columns)
+    labels = torch.where(labels < 0, ignore_index, labels)  # there is no such target
+    counting, _ = split(student, {**options, "labels": labels, "ignore_index": ignore_index}, ())
     counted = counting.rows
     with torch.no_grad():
         log_p = logprobs(

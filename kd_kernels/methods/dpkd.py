@@ -21,7 +21,7 @@ def dpkd(
     vocab: str | int = "strict",
     **options: Any,
 ) -> Tensor:
-    """-log sigmoid(beta [log q(y_t) / q(y_s) - log p(y_t) / p(y_s)]) (Li et al. 2024, arXiv 2406.19774, token by token).
+    """-log sigmoid(beta [log q(y_t) / q(y_s) - log p(y_t) / p(y_s)]) (Li et al. 2024, arXiv 2406.19774), by tokens.
 
     y_t and y_s are the likeliest entries of teacher and student; the teacher's stands as what is preferred. The
     normalisers cancel: four logits of a row are all that is needed, and two get a gradient. Where both choose alike the
@@ -50,4 +50,4 @@ def dpkd(
     with torch.no_grad():
         z_t = logits_at(teacher, ids, counting.rows)
     margin = (z_s[:, 0] - z_s[:, 1]) - (z_t[:, 0] - z_t[:, 1])
-    return counting.reduce(F.softplus(-beta * margin))
+    return counting.reduce(-F.logsigmoid(beta * margin))

@@ -10,8 +10,8 @@ from kd_kernels.reduction import sum_dtype
 # Entries at a time: of logits that are searched, and of rows of a weight that are gathered.
 _SEARCHED, _GATHERED = 1 << 25, 1 << 22
 
-# What stands for -inf, so that differences exist.
-_FORBIDDEN = -1e30
+# What stands for -inf, so that differences exist: e to this power, over any temperature in use, is 0.
+_FORBIDDEN = -1e4
 
 
 def largest(side: Tensor | Head, k: int, columns: int) -> Tensor:
@@ -40,7 +40,7 @@ def logits_at(side: Tensor | Head, ids: Tensor, counted: Tensor | None) -> Tenso
             hidden = torch.where(counted[:, None], hidden, 0)
         values = _Products.apply(hidden, side.weight, ids)
         if side.bias is not None:
-            values = values + side.bias[ids]
+            values = values + side.bias.to(values.dtype)[ids]
         values = values * side.scale
         if side.softcap is not None:
             values = (values / side.softcap).tanh() * side.softcap

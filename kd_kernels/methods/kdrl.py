@@ -26,7 +26,7 @@ def kl_estimate(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    """KL(q, p) of a token that the student sampled, from its log-probabilities alone (Xu et al. 2025, arXiv 2506.02208).
+    """KL(q, p) from the log-probabilities of a token that the student sampled (Xu et al. 2025, arXiv 2506.02208).
 
     With R = log p - log q of that token:
 

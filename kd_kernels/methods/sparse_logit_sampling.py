@@ -27,7 +27,7 @@ def draw_entries(
     vocab: int | None = None,
     generator: torch.Generator | None = None,
 ) -> TopK:
-    """Entries drawn from the teacher, with replacement, as a teacher of their own (Anshumann et al. 2025, §4).
+    """Entries drawn from the teacher, with replacement, as a teacher of their own (Anshumann et al. 2025).
 
     With c_v the draws of entry v among n from a proposal r, its weight is t_v = c_v / n p_v / r_v. Its expectation is
     p_v, and so the student's gradient, sum(t) q - t, is q - p on average; that of the K likeliest is not.

@@ -1,5 +1,7 @@
 """How rows are laid over a device, and what memory traffic follows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ def plan(emulated):
     """Plans of rows of so many columns: (columns, dtype, family, capability = 90, blocks = None)."""
 
     def of(columns, dtype=torch.bfloat16, family=KL, capability=90, blocks=None):
-        return emulated.row_plan(columns, dtype, family, capability, blocks=blocks)
+        return SimpleNamespace(**emulated.row_plan(columns, dtype, family, capability, blocks=blocks))
 
     return of
 

@@ -240,9 +240,9 @@ def test_nan_logits_stay_visible(emulated, kind):
 @each_kind
 def test_forbidden_entries(emulated, kind):
     """-inf on both sides: as if the entry were not there. On one: +inf where the divergence is, never NaN."""
-    student, teacher = far_pair(12, 300)
+    student, teacher = far_pair(48, 300)
     student[:, 200:], teacher[:, 200:] = -INF, -INF
-    student[8:, 3:], teacher[8:, 3:] = -INF, -INF
+    student[44:, 3:], teacher[44:, 3:] = -INF, -INF
     for blocks in (2, 0):
         actual = rows_of(emulated, student, teacher, kind, blocks=blocks)
         check(actual, student, teacher, kind)
@@ -322,7 +322,7 @@ def test_same_bits_in_any_order_and_batch(emulated, kind):
             assert equal(alone, (once.losses[one], once.gradient[one], once.entropy[:, one]))
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("mu", [0.0, 0.3, 0.9, 0.999])
 def test_ties_of_the_split(emulated, mu):
     """Logits of few values: the head ends among entries of one probability, in the order of their indices."""
     student, teacher = far_pair(8, 500, seed=2)

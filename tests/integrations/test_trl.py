@@ -1,6 +1,5 @@
 """TRL's trainers with the losses of this library, against themselves."""
 
-import gc
 import json
 import logging
 import subprocess
@@ -44,15 +43,6 @@ CASES = {
 # What is not run with every number of steps of accumulation, for time.
 FEW = {"gkd_reverse_kl": [4], "distillation_jsd": [2], "gold_hybrid_bayesian": [1]}
 RUNS = [(name, steps) for name in CASES for steps in FEW.get(name, [1, 2, 4])]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _what_is_loaded_stays():
-    """Trainers collect garbage at the end of each run: what the imports brought need not be looked through."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def in_single(case: dict) -> dict:

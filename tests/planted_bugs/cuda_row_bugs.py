@@ -1,7 +1,5 @@
 """Bugs of the CUDA kernels of row divergences: every barrier, wait, bound and mask, and slips in the maths."""
 
-from pathlib import Path
-
 import torch
 from bugs import CudaBug
 
@@ -9,22 +7,23 @@ import kd_kernels as kd
 from kd_kernels.testing.inputs import far_pair, near_pair
 from kd_kernels.testing.truth import truth
 
-# Few kernels are compiled again with every bug: those of one family, for bfloat16.
-UNIT = """#include "row_kernel.h"
+# Few kernels are compiled again with every bug: those of one family, for bfloat16, in a unit that takes the place of the
+# sources' own.
+FAMILIES = {
+    "planted_reverse": "KlRows<false, true>", "planted_jsd": "JsdRows", "planted_akl": "AklRows",
+    "planted_tvd": "TvdRows",
+}  # fmt: skip
+UNITS = {
+    stem: f"""#include "row_kernel.h"
 namespace kd {{
 template <> RowKernels row_kernels<{family}>(int) {{
   return {{row_kernel_on_chip<{family}, 2>, row_kernel_streamed<{family}, 2>}};
 }}
 }}
 """
-UNITS = {"planted_reverse": "KlRows<false, true>", "planted_jsd": "JsdRows", "planted_akl": "AklRows",
-         "planted_tvd": "TvdRows"}  # fmt: skip
+    for stem, family in FAMILIES.items()
+}
 NAN, INF = float("nan"), float("inf")
-
-
-def prepare(csrc: Path) -> None:
-    for stem, family in UNITS.items():
-        (csrc / "cuda" / f"{stem}.cu").write_text(UNIT.format(family=family))
 
 
 def rows(cuda, student, teacher, kind, gradient=None, **options):
@@ -133,7 +132,7 @@ def hostile(cuda):
         assert not narrow.isnan().any()
 
 
-REVERSE, OF_JSD, OF_AKL, OF_TVD = (("rows", stem) for stem in UNITS)
+REVERSE, OF_JSD, OF_AKL, OF_TVD = (("rows", stem) for stem in FAMILIES)
 TEAM, SLICE, KERNEL, AKL = (f"cuda/row_{name}.h" for name in ("team", "slice", "kernel", "akl"))
 
 BUGS = [
