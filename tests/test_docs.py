@@ -14,6 +14,9 @@ from kd_kernels.distillation.method import METHODS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+# Of the frameworks that have a page, those whose page uses them.
+FRAMEWORKS = {"trl.md": "trl", "transformers.md": "accelerate"}
+
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -40,6 +43,8 @@ def kinds_table(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(page):
     """The blocks of a page, from top to bottom, as one program."""
+    if page.parent.name == "integrations" and page.name in FRAMEWORKS:
+        pytest.importorskip(FRAMEWORKS[page.name])
     namespace = {"__name__": "__main__"}
     for line, code in blocks(page, "python"):
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
