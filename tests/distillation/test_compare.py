@@ -15,8 +15,8 @@ from tiny import metrics, result
 from kd_kernels.cli import main
 from kd_kernels.distillation import comparison
 
-NAMES = ("forward_kl", "f_distill:variant=rkl,sample_top_k=20", "todi")
-FOLDERS = ("forward_kl", "f_distill-variant-rkl-sample_top_k-20", "todi")
+NAMES = ("forward_kl", "f_distill:variant=rkl,sample_top_k=20", "todi:scale_t2")
+FOLDERS = ("forward_kl", "f_distill-variant-rkl-sample_top_k-20", "todi-scale_t2")
 
 
 @pytest.fixture
@@ -47,6 +47,8 @@ def test_one_table_of_runs_from_the_same_start(line, in_this_process, tmp_path, 
     assert tuple(found["runs"]) == NAMES
     for name, folder in zip(NAMES, FOLDERS, strict=True):
         run, numbers = result(out / folder), found["runs"][name]
+        settings = json.loads((out / folder / "config.json").read_text())["settings"]
+        assert settings["scale_t2"] == (name == "todi:scale_t2")
         assert run["before"] == found["before"]
         assert all(numbers[column] == run["after"][column] for column in ("cross_entropy", "forward_kl", "reverse_kl"))
         records = [json.loads(x) for x in (out / folder / "metrics.jsonl").read_text().splitlines()]
@@ -123,7 +125,7 @@ def test_runs_are_processes_that_a_signal_stops(line, tmp_path):
     [
         (["forward_kl", "f_distill:variant=x"], "f_distill:variant=x: --variant must be one of kl, rkl, js"),
         (["forward_kl", "uld"], "uld: its student has a tokenizer of its own, and tokens that do not compare"),
-        (["forward_kl", "gkd:beta"], "gkd:beta: argument --beta: invalid float value: ''"),
+        (["forward_kl", "gkd:beta"], "gkd:beta: argument --beta: expected one argument"),
         (["forward_kl", "gkd:foo=1"], "gkd:foo=1: unrecognized arguments: --foo=1"),
         (["forward_kl", "best"], "best: argument --kind: invalid choice: 'best'"),
         (["gkd", "gkd"], "gkd is there twice"),
