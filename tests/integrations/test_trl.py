@@ -471,7 +471,6 @@ def test_peak_memory_is_lower():
     peaks = json.loads(run.stdout.splitlines()[-1])
     if None in peaks:
         pytest.skip("this kernel does not let the peak be reset")
-    print(peaks)
     of_trl = {json.dumps(case): peak for (case, way), peak in zip(wanted, peaks, strict=True) if way == "trl"}
     for (case, way), ours, (*_, share) in zip(wanted, peaks, PEAKS, strict=False):
         assert ours <= share * of_trl[json.dumps(case)], (case, way, ours, of_trl)
