@@ -31,8 +31,8 @@ _patched: dict[str, list[Replacement]] = {}
 def patch(*, distillation: bool = True, gkd: bool = True, gold: bool = True) -> None:
     """Replaces the losses of TRL's trainers, of those that exist as well as of those to come, in this process.
 
-    Patching what is patched does nothing. Trainers compute what they computed, and say so in the same logs; the logits
-    of GKDTrainer and GOLDTrainer stay, and of tensors of their size the gradient alone is added.
+    Patching what is patched does nothing. Trainers compute what they computed, with the same logs; GKDTrainer and
+    GOLDTrainer still make the logits of both models (`FusedLossMixin` does not).
 
     Args:
         distillation: `DistillationTrainer`: its chunked divergence, with the entropy that it logs.
