@@ -121,7 +121,10 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       .def_readonly("ranges", &kd::L1Cut::ranges)
       .def_readonly("width", &kd::L1Cut::width)
       .def_readonly("sums", &kd::L1Cut::sums);
-  m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
+  m.def(
+      "l1_cut",
+      [](int rows, int others, int columns, int64_t threads) { return kd::l1_cut(rows, others, columns, threads); },
+      "How the costs of a problem are cut.");
   m.def("l1_cost", &l1_cost);
   m.def("l1_cost_backward", &l1_cost_backward);
   m.attr("L1_GAIN_ROWS") = kd::kL1GainRows;

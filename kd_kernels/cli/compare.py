@@ -1,7 +1,6 @@
 """`kd-kernels compare`: arguments."""
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -48,11 +47,10 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name not in OWN}
     runs = {}
     for name in args.names:
-        folder = re.sub(r"[^\w.+-]", "-", name)
-        if folder in runs:
+        if name in runs:
             raise ValueError(f"{name} is there twice")
-        runs[folder] = _line(name, given, out / folder)
-        _check(name, runs[folder])
+        runs[name] = _line(name, given, comparison.folder_of(out, name))
+        _check(name, runs[name])
     try:
         result = comparison.compare(runs, out)
     except Stopped as stopped:
@@ -66,7 +64,8 @@ def _line(name: str, given: Mapping[str, Any], out: Path) -> list[str]:
     """The command line of a run."""
     method, _, options = name.partition(":")
     which = {"method": method} if method in METHODS else {"method": "divergence", "kind": method}
-    own = dict(option.partition("=")[::2] for option in options.split(",") if option)
+    parts = (option.partition("=") for option in options.split(",") if option)
+    own = {option: value if equals else True for option, equals, value in parts}
     line = ["distill"]
     for option, value in {**given, "out": str(out), **which, **own}.items():
         flag = f"--{option.replace('_', '-')}"

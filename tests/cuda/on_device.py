@@ -1,5 +1,6 @@
 """The backend `cuda` on a GPU, called as tests call the emulated one."""
 
+import contextlib
 from unittest import mock
 
 import torch
@@ -9,23 +10,35 @@ from torch import Tensor
 class DeviceCuda:
     """Functions of kd_kernels.backends.cuda on CPU tensors, by way of the GPU: what runs emulated elsewhere runs there.
 
-    `seed` has no meaning here; with a lower `capability` the forms for older devices run.
+<<<<<<< HEAD
+    `seed` has no meaning here; `written` is as in EmulatedCuda; with a lower `capability` the forms for
+    older devices run.
+=======
+    `seed` and `properties` have no meaning here; with a lower `capability` the forms for older devices run.
+>>>>>>> emulation
     """
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*args, seed=0, capability=None, **options):
+<<<<<<< HEAD
+        def call(*args, seed=0, capability=None, written=None, **options):
+=======
+        def call(*args, seed=0, capability=None, properties=None, constants=None, **options):
+>>>>>>> emulation
             from kd_kernels.backends import cuda
 
             here = torch.cuda.get_device_capability()
             told = here if capability is None else min(tuple(capability), here)
             args, options = moved((args, options), "cuda")
-            with mock.patch.object(torch.cuda, "get_device_capability", return_value=told):
+            with contextlib.ExitStack() as patches:
+                patches.enter_context(mock.patch.object(torch.cuda, "get_device_capability", return_value=told))
+                for constant, value in (constants or {}).items():
+                    patches.enter_context(mock.patch(f"kd_kernels.backends.cuda.{constant}", value))
                 result = getattr(cuda, name)(*args, **options)
             torch.cuda.synchronize()
-            return moved(result, "cpu")
+            return moved(result if written is None else (result, [args[i] for i in written]), "cpu")
 
         return call
 
