@@ -48,11 +48,11 @@ def patch(*, distillation: bool = True, gkd: bool = True, gold: bool = True) -> 
     with _lock:
         missing = [trainer for trainer, want in wanted.items() if want and trainer not in _patched]
         # All of them are looked at before the first is touched.
-        prepared = {trainer: prepare("trl", TARGETS[trainer]) for trainer in missing}
-        for trainer, replacements in prepared.items():
-            for replacement in replacements:
+        prepared = iter(prepare("trl", [target for trainer in missing for target in TARGETS[trainer]]))
+        for trainer in missing:
+            _patched[trainer] = [next(prepared) for _ in TARGETS[trainer]]
+            for replacement in _patched[trainer]:
                 replacement.apply()
-            _patched[trainer] = replacements
             logger.info("TRL's %s losses are those of kd_kernels now", trainer)
 
 
