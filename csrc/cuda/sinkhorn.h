@@ -51,7 +51,7 @@ struct SinkhornBackwardCall {
   const float* history;
   const double* offsets;
   void* cost_gradient;  // [problems][rows][columns] of the cost's dtype, or null
-  float* total;         // the same in float32: cost_gradient itself where that is its dtype, else scratch; or null
+  float* total;         // as many float32: cost_gradient itself where it is that, else scratch; beyond tiles never null
   float* a_gradient;    // [problems][rows] or null
   float* b_gradient;    // [problems][columns] or null
   float* workspace;

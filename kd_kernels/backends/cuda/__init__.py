@@ -7,5 +7,6 @@ does not list for this backend it does not have.
 
 from kd_kernels.backends.cuda.call import DTYPES
 from kd_kernels.backends.cuda.l1_cost import l1_cost, l1_cost_backward
+from kd_kernels.backends.cuda.sinkhorn import sinkhorn, sinkhorn_backward
 
-__all__ = ["DTYPES", "l1_cost", "l1_cost_backward"]
+__all__ = ["DTYPES", "l1_cost", "l1_cost_backward", "sinkhorn", "sinkhorn_backward"]

@@ -3,7 +3,7 @@
     python serve.py MODULE
 
 with the module that emulated_build.extension made. A call is a pickled tuple: name, arguments, keyword arguments, seed
-of the scheduler, compute capability. CPU tensors take the place of those on a device; what torch.cuda is asked about
+of the scheduler, compute capability, other properties of the device. CPU tensors take the place of those on a device; what torch.cuda is asked about
 them is answered here.
 """
 
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import torch
 
 _capability = (9, 0)
+_properties = {}
 
 
 def load(path: str) -> None:
@@ -37,12 +38,18 @@ def stand_in_for_devices() -> None:
     torch.cuda.device = lambda device: contextlib.nullcontext()
     torch.cuda.get_device_capability = lambda device=None: _capability
     torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(
-        major=_capability[0], minor=_capability[1], multi_processor_count=4
+        **{
+            "major": _capability[0],
+            "minor": _capability[1],
+            "multi_processor_count": 4,
+            "shared_memory_per_block_optin": 227 << 10,
+            **_properties,
+        }
     )
 
 
 def main(path: str) -> None:
-    global _capability
+    global _capability, _properties
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(1)
@@ -55,7 +62,7 @@ def main(path: str) -> None:
 
     while True:
         try:
-            name, args, options, number, _capability = pickle.load(sys.stdin.buffer)
+            name, args, options, number, _capability, _properties = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         seed(number)
