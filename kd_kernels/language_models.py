@@ -117,6 +117,12 @@ def hidden_states(model: Any) -> Iterator[None]:
             hook.remove()
 
 
+def gives_hidden_states(model: Any) -> bool:
+    """Whether a context `hidden_states(model)` is open."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return getattr(head, "gives_hidden_states_of", None) == id(model)
+
+
 def _check(model: nn.Module, logits: Tensor, expected: Tensor) -> None:
     """Checks that a model made of the probe what its configuration says."""
     if logits.shape[-1:] == expected.shape:

@@ -62,7 +62,7 @@ def divergence(
             n, each side renormalised over them. Other columns get gradient zero.
         return_stats: return also the `Stats` of the rows.
         teacher_grad: let gradients flow to the teacher too; backend "reference" only.
-        backend: "auto", "cpu", "triton" or "reference". "auto" takes the kernels made for the tensors' device.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". "auto" takes the kernels made for the tensors' device.
         chunk_tokens: rows of a `Head` to project at a time; by default what the shapes suggest.
         memory_budget: bytes of memory, gradients included, that a loss with a `Head` may take beside its arguments;
             decides between chunks of rows and of the vocabulary, and their size.
@@ -83,7 +83,7 @@ def divergence(
     else:
         arguments.sides(student, teacher)
         arguments.chunks(chunk_tokens, memory_budget)
-        student, teacher = _in_dtype_of_products(student), _in_dtype_of_products(teacher)
+        student, teacher = in_dtype_of_products(student), in_dtype_of_products(teacher)
     spec_kind = resolve(kind, params)
     rows, teacher_rows = arguments.rows_of(student), arguments.rows_of(teacher)
     columns = arguments.vocabulary(vocab, *arguments.vocabularies(student, teacher))
@@ -96,7 +96,9 @@ def divergence(
         backend = "reference"
     # The log-probabilities of a sparse teacher may have any dtype: they join the sums.
     sparse = isinstance(teacher, TopK)
-    chosen = select.choose(backend, rows.device.type, (rows.dtype, rows.dtype if sparse else teacher_rows.dtype))
+    dtypes = (rows.dtype, rows.dtype if sparse else teacher_rows.dtype)
+    groups = ("rows",) if dense else select.SPARSE_TEACHER if sparse else select.HEADS
+    chosen = select.choose(backend, rows.device, dtypes, groups)
     if chosen != "reference":
         if teacher_grad:
             raise ValueError(f"teacher_grad=True needs backend='reference', got {backend!r}")
@@ -172,7 +174,7 @@ def _differentiable(loss: RowsLoss | ChunksLoss, tensors: Tensors, wanted: bool)
 def _by_reference(
     student, teacher, weight, normalizer, kind, temperatures, scale, columns, reduction, with_stats, teacher_grad
 ) -> tuple[Tensor, Tensor | None]:
-    student = _flat(student.logits() if isinstance(student, Head) else student)
+    student = _logits(student, weight)
     if isinstance(teacher, TopK):
         real = sum_dtype(student.dtype)
         listed = Entries.of(_flat(teacher.ids), _flat(teacher.logprobs), teacher.tail, columns, real)
@@ -181,11 +183,21 @@ def _by_reference(
         return reference.top_k_divergence(
             student, listed, weight, normalizer, kind, temperatures[0], scale, columns, reduction, with_stats
         )
-    teacher = _flat(teacher.logits() if isinstance(teacher, Head) else teacher)
+    teacher = _logits(teacher, weight)
     return reference.divergence(
         student, teacher if teacher_grad else teacher.detach(), weight, normalizer, kind, temperatures, scale, columns,
         reduction, with_stats,
     )  # fmt: skip
+
+
+def _logits(side: Tensor | Head, weight: Tensor | None) -> Tensor:
+    """All of them, (N, V). Of a head, those of rows that do not count are not from what these hold."""
+    if isinstance(side, Tensor):
+        return _flat(side)
+    hidden = _flat(side.hidden)
+    if weight is not None:  # NaN would reach the gradient of the weight
+        hidden = torch.where((weight != 0).unsqueeze(1), hidden, 0)
+    return dataclasses.replace(side, hidden=hidden).logits()
 
 
 def _tensors(side: Tensor | Head | TopK) -> tuple[list[Tensor | None], list[float]]:
@@ -199,7 +211,7 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _in_dtype_of_products(side: Tensor | Head | TopK) -> Tensor | Head | TopK:
+def in_dtype_of_products(side: Tensor | Head | TopK) -> Tensor | Head | TopK:
     """A head as autocast wants it: it casts the input of a product, and the weight goes with the input."""
     if not isinstance(side, Head) or side.hidden.dtype == torch.float64:
         return side

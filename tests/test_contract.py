@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support import DEFAULTS, each_backend, each_default, name, on_device
+from support import COMPILED, DEFAULTS, each_backend, each_default, name, on_device
 
 import kd_kernels as kd
 from kd_kernels.backends import select
@@ -13,7 +13,7 @@ from kd_kernels.testing.budget import assert_within_budget
 from kd_kernels.testing.inputs import far_pair, near_pair
 from kd_kernels.testing.truth import eager, evaluate, truth
 
-BACKENDS = ["cpu", "triton", "reference"]
+BACKENDS = [*COMPILED, "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 pytestmark = pytest.mark.usefixtures("nan_in_fresh_memory")
@@ -352,7 +352,7 @@ class TestShapesAndDtypes:
     @pytest.mark.parametrize("reduction", ["mean", "none"])
     def test_output_dtypes(self, backend, dtype, reduction):
         """The gradient has the student's, everything else float32, or float64 for float64."""
-        if backend == "triton" and dtype == torch.float64:
+        if backend in ("triton", "cuda") and dtype == torch.float64:
             pytest.skip("not supported")
         student, teacher = pair(backend, dtype=dtype)
         student.requires_grad_()
@@ -480,6 +480,10 @@ def test_an_entry_one_side_forbids_and_the_other_all_but_excludes(kind, forbiddi
 
 
 class TestBackends:
+    @pytest.fixture(autouse=True)
+    def without_cuda_kernels(self, monkeypatch):
+        monkeypatch.setattr(select, "_MISSING", {"cuda": "not built"})
+
     @pytest.mark.parametrize(
         ("device", "dtype", "backend"),
         [
@@ -489,7 +493,7 @@ class TestBackends:
         ],
     )  # fmt: skip
     def test_auto(self, device, dtype, backend):
-        assert select.choose("auto", device, (dtype, dtype)) == backend
+        assert select.choose("auto", torch.device(device), (dtype, dtype)) == backend
 
     @pytest.mark.parametrize(
         ("backend", "device", "dtypes"),
@@ -500,7 +504,7 @@ class TestBackends:
     )  # fmt: skip
     def test_no_silent_fallback(self, backend, device, dtypes):
         with pytest.raises(ValueError, match=f"^backend '{backend}' does not support"):
-            select.choose(backend, device, dtypes)
+            select.choose(backend, torch.device(device), dtypes)
 
     def test_auto_is_cpu_here(self, monkeypatch):
         asked = []

@@ -10,13 +10,14 @@ import pytest
 import kd_kernels
 
 PACKAGE = Path(kd_kernels.__file__).parent
+NATIVE = ("_core", "_cuda")
 ROOT = PACKAGE.parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 # From the ground up: a component imports those of lower layers, and none beside it but itself.
 LAYERS = [
     {"language_models"},
-    {"divergences", "reduction", "stats", "slice_rows", "head", "top_k", "adjoint", "_core"},
+    {"divergences", "reduction", "stats", "slice_rows", "head", "top_k", "adjoint", "_core", "_cuda"},
     {"arguments", "entries", "smoothed_tvd"},
     {"backends"},
     {"chunks"},
@@ -35,10 +36,11 @@ LAYER = {component: i for i, layer in enumerate(LAYERS) for component in layer}
 FIRST_USER = LAYER["methods"]  # from here on up, users of the library like any other
 
 # What users may import, beside the public names themselves and one another: the table of backends and the plan of
-# chunks for those who report them; checks of arguments, and the parts of published methods, for methods.
+# chunks for those who report them; checks of arguments, how rows are reduced, and the parts of published methods, for
+# methods.
 OPEN_TO_USERS = {
     "chunks.plan", "divergences", "losses", "language_models", "memory", "stats", "backends.select", "top_k", "_core",
-    "arguments", "transport.arguments", "transport.entries", "transport.smoothed_tvd",
+    "_cuda", "arguments", "reduction", "transport.arguments", "transport.entries", "transport.smoothed_tvd",
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def imports(path: Path) -> set[str]:
             parts = node.module.split(".")
             for alias in node.names:  # a submodule, or a name of the module
                 inner = Path(*parts[1:], alias.name)
-                is_module = (PACKAGE / inner).is_dir() or (PACKAGE / f"{inner}.py").exists() or alias.name == "_core"
+                is_module = (PACKAGE / inner).is_dir() or (PACKAGE / f"{inner}.py").exists() or alias.name in NATIVE
                 modules.add(f"{node.module}.{alias.name}" if parts[0] == "kd_kernels" and is_module else node.module)
     return {m.removeprefix("kd_kernels.") for m in modules if m.split(".")[0] == "kd_kernels"}
 
@@ -103,7 +105,8 @@ def test_import_leaves_out(loaded, package):
 
 def test_import_loads_no_backend(loaded):
     assert "kd_kernels.backends.select" in loaded
-    assert not {"kd_kernels._core", "kd_kernels.backends.cpu", "kd_kernels.backends.triton"} & set(loaded)
+    optional = (*NATIVE, "backends.cpu", "backends.cuda", "backends.triton")
+    assert not {f"kd_kernels.{name}" for name in optional} & set(loaded)
 
 
 def test_cpu_backend_does_not_load_triton():

@@ -8,6 +8,8 @@
 #include "cuda/device.h"
 #include "cuda/l1_cost.h"
 #include "cuda/sinkhorn.h"
+#include "cuda/rows.h"
+#include "cuda/scale.h"
 #include "kd/dtype.h"
 
 namespace py = pybind11;
@@ -36,10 +38,10 @@ kd::L1Problems l1_problems(int64_t problems, int rows, int others, int columns, 
   return of;
 }
 
-void l1_cost(int device, Address stream, const kd::L1Problems& of, Address partials, Address cost) {
+void l1_cost(int device, Address stream, const kd::L1Problems& of, const kd::L1Cut& cut, Address sums, Address cost) {
   const kd::DeviceGuard guard(device);
   if (of.softmax) kd::l1_statistics(of, stream_at(stream));
-  kd::l1_cost(of, pointer<float>(partials), pointer<float>(cost), stream_at(stream));
+  kd::l1_cost(of, cut, pointer<float>(sums), pointer<float>(cost), stream_at(stream));
 }
 
 void l1_cost_backward(int device, Address stream, const kd::L1Problems& of, Address upstream, int64_t upstream_problem,
@@ -119,6 +121,47 @@ void sinkhorn_backward(int device, Address stream, const kd::cuda::Device& prope
   kd::cuda::run_sinkhorn_backward(call, properties, stream_at(stream));
 }
 
+// `blocks` to a row, 0 where it is streamed, -1 for what suits.
+void divergence_rows(int device, Address stream, int capability, int blocks, int64_t rows, int64_t columns,
+                     int64_t width, int dtype, Address student, int64_t student_stride, Address teacher,
+                     int64_t teacher_stride, Address gradient, Address weight, Address upstream, Address normalizer,
+                     Address value, Address student_entropy, Address teacher_entropy,
+                     double inverse_temperature_student, double inverse_temperature_teacher, double scale, int family,
+                     double param_0, double param_1) {
+  const kd::DeviceGuard guard(device);
+  const auto type = static_cast<kd::DType>(dtype);
+  kd::RowsCall call{};
+  call.rows = rows;
+  call.columns = columns;
+  call.width = width;
+  call.student = {pointer<void>(student), student_stride, type};
+  call.teacher = {pointer<void>(teacher), teacher_stride, type};
+  call.grad = {pointer<void>(gradient), width, type};
+  call.weight = pointer<void>(weight);
+  call.upstream = pointer<void>(upstream);
+  call.value = pointer<void>(value);
+  call.student_entropy = pointer<void>(student_entropy);
+  call.teacher_entropy = pointer<void>(teacher_entropy);
+  call.inverse_temperature_student = inverse_temperature_student;
+  call.inverse_temperature_teacher = inverse_temperature_teacher;
+  call.scale = scale;
+  call.family = static_cast<kd::Family>(family);
+  call.params[0] = param_0;
+  call.params[1] = param_1;
+  const kd::RowPlan plan = kd::plan_rows(columns, type, kd::keeps_terms(call.family), capability, blocks);
+  kd::run_rows(call, pointer<float>(normalizer), plan, stream_at(stream));
+}
+
+kd::RowPlan row_plan(int64_t columns, int dtype, int family, int capability, int blocks) {
+  return kd::plan_rows(columns, static_cast<kd::DType>(dtype), kd::keeps_terms(static_cast<kd::Family>(family)),
+                       capability, blocks);
+}
+
+void scale(int device, Address stream, Address x, int64_t n, int dtype, Address factor) {
+  const kd::DeviceGuard guard(device);
+  kd::scale(pointer<void>(x), n, static_cast<kd::DType>(dtype), pointer<float>(factor), stream_at(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
@@ -132,12 +175,11 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   dtypes["float16"] = int(kd::DType::kFloat16);
   m.attr("DTYPES") = dtypes;
   py::class_<kd::L1Problems>(m, "L1Problems").def(py::init(&l1_problems));
-  m.def("l1_cost", &l1_cost);
-  m.def("l1_cost_backward", &l1_cost_backward);
   py::class_<kd::L1Cut>(m, "L1Cut")
       .def_readonly("tile", &kd::L1Cut::tile)
       .def_readonly("ranges", &kd::L1Cut::ranges)
-      .def_readonly("width", &kd::L1Cut::width);
+      .def_readonly("width", &kd::L1Cut::width)
+      .def_readonly("sums", &kd::L1Cut::sums);
   m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
   py::class_<kd::cuda::Device>(m, "Device")
       .def(py::init([](int capability, int multiprocessors, int64_t shared_bytes) {
@@ -147,6 +189,26 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.def("sinkhorn_workspace", &kd::cuda::sinkhorn_workspace, "How many float32 the kernels want for themselves.");
   m.def("sinkhorn", &sinkhorn);
   m.def("sinkhorn_backward", &sinkhorn_backward);
+  m.def("l1_cost", &l1_cost);
+  m.def("l1_cost_backward", &l1_cost_backward);
   m.attr("L1_GAIN_ROWS") = kd::kL1GainRows;
   m.attr("L1_GAIN_COLUMNS") = kd::kL1GainColumns;
+  m.def("divergence_rows", &divergence_rows);
+  m.def("scale", &scale);
+  py::class_<kd::RowPlan>(m, "RowPlan")
+      .def_readonly("blocks", &kd::RowPlan::blocks)
+      .def_readonly("threads", &kd::RowPlan::threads)
+      .def_readonly("slice", &kd::RowPlan::slice)
+      .def_readonly("keeps", &kd::RowPlan::keeps)
+      .def_readonly("shared_bytes", &kd::RowPlan::shared_bytes);
+  m.def("row_plan", &row_plan, "How rows of so many columns are laid over a device of a compute capability.");
+  py::dict families;
+  families["kl"] = int(kd::Family::kKl);
+  families["akl"] = int(kd::Family::kAkl);
+  families["jsd"] = int(kd::Family::kJsd);
+  families["teacher_mixture"] = int(kd::Family::kTeacherMixture);
+  families["student_mixture"] = int(kd::Family::kStudentMixture);
+  families["tvd"] = int(kd::Family::kTvd);
+  families["todi"] = int(kd::Family::kTodi);
+  m.attr("FAMILIES") = families;
 }

@@ -28,20 +28,21 @@ struct L1Problems {
   float* statistics;  // [problems][student.rows + teacher.rows][2]: maximum, and 1 / sum exp((z - maximum) / T)
 };
 
-// How the costs of a problem are cut: square tiles, ranges of `width` columns.
+// How the costs of a problem are cut: square tiles, ranges of `width` columns. Where tiles are few, as many ranges as
+// there are columns for, and give work to so many threads.
 struct L1Cut {
   int tile;
   int ranges;
   int width;
+  int64_t sums;  // of all tiles and ranges of one problem
 };
-L1Cut l1_cut(int rows, int others, int columns);
+L1Cut l1_cut(int rows, int others, int columns, int64_t threads);
 
 // Statistics of all rows; 0 for those that do not count.
 void l1_statistics(const L1Problems& of, void* stream);
 
-// cost[problems][rows][others]; 0 for rows that do not count. partials[ranges][problems][rows][others] where there is
-// more than one range, else unused.
-void l1_cost(const L1Problems& of, float* partials, float* cost, void* stream);
+// cost[problems][rows][others]; 0 for rows that do not count. sums[problems * cut.sums] is scratch.
+void l1_cost(const L1Problems& of, const L1Cut& cut, float* sums, float* cost, void* stream);
 
 // The gradient is made from G_iv = dL / dq_iv. With softmax it is q (G - sum q G) / T, and some tiles of kL1GainRows
 // rows are worked on at a time, with scratch for their G.

@@ -6,12 +6,21 @@
 
 namespace kd {
 
-// A block has kL1GainRows rows and kL1GainColumns columns, a thread 8 rows and 4 columns of them. Rows of the other
-// side come kL1GainStep at a time, with their weights.
-constexpr int kL1GainStep = 16;
 constexpr int kL1GainThreads = 256;
-constexpr int kL1GainBuffer = kL1GainStep * (kL1GainColumns + kL1GainRows);  // numbers
-constexpr int kL1GainSharedBytes = 2 * kL1GainBuffer * static_cast<int>(sizeof(float));
+
+// A block has kL1GainRows rows and kL1GainColumns columns, a thread 8 rows and 4 columns of them. Rows of the other
+// side come some at a time, with their weights: a thread fetches 16 bytes of two of them, and up to two weights.
+template <int kBytes> struct L1GainSteps {
+  static constexpr int kOwn = 16 / kBytes;  // columns that a thread fetches
+  static constexpr int kFetchers = kL1GainColumns / kOwn;
+  static constexpr int kFetched = kL1GainThreads / kFetchers;  // rows at once
+  static constexpr int kRows = 2 * kFetched;                   // at a time
+  static constexpr int kWeighed = kL1GainThreads / kL1GainRows;
+  static constexpr int kWeights = kRows / kWeighed;
+  static constexpr int kBuffer = kRows * (kL1GainColumns + kL1GainRows);  // numbers
+  static constexpr int kSharedBytes = 2 * kBuffer * 4;
+  static_assert(kRows % kWeighed == 0);
+};
 
 // Where the tile of rows that this block works on begins.
 struct L1GainTile {
@@ -31,12 +40,8 @@ struct L1GainTile {
 // logits. Without softmax sign(0) = 0 and G is the gradient itself.
 template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainThreads, 2)
     l1_gain_kernel(const __grid_constant__ L1Problems of, const __grid_constant__ L1Backward backward) {
-  using Four = Entries<kBytes, 4>;
-  using Eight = Entries<kBytes, 8>;
-  constexpr int kThreadsAcross = kL1GainColumns / 4;
-  constexpr int kSlots = kL1GainStep * kL1GainColumns / 8 / kL1GainThreads;  // rows that a thread reads 8 entries of
-  constexpr int kWeights = kL1GainStep * kL1GainRows / kL1GainThreads;
-  static_assert(kSlots == 2 && kWeights == 2);
+  using Steps = L1GainSteps<kBytes>;
+  constexpr int kThreadsAcross = kL1GainColumns / 4, kOwn = Steps::kOwn;
   float* shared = dynamic_shared<float>();
   const int n = of.student.rows, m = of.teacher.rows;
   const int span = kSoftmax ? of.columns : backward.width;
@@ -64,56 +69,56 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
     }
   }
 
-  // What it fetches of the other side: 8 entries of two rows, and two weights.
-  const int slot_row = thread / (kL1GainColumns / 8), slot_column = thread % (kL1GainColumns / 8) * 8;
-  constexpr int kSlotRows = kL1GainStep / kSlots;
+  // What it fetches of the other side.
+  const int own_row = thread / Steps::kFetchers, own_column = thread % Steps::kFetchers * kOwn;
   const int weight_row = thread / kL1GainRows, weight_line = thread % kL1GainRows;
-  constexpr int kWeightRows = kL1GainStep / kWeights;
-  const bool weighed = L1Row<kBytes>::counts(of.student, problem, tile.row + weight_line);
+  const bool weighed = row_counts(of.student, problem, tile.row + weight_line);
   const float* const upstream = backward.upstream + problem * backward.upstream_strides[0] +
                                 (tile.row + weight_line) * backward.upstream_strides[1];
-  Eight p[kSlots];
-  float weights[kWeights];
+  Entries<kBytes, kOwn> p[2];
+  float weights[Steps::kWeights];
   const auto fetch = [&](int first) {
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) {
-      const int j = first + slot_row + k * kSlotRows;
-      p[k] = L1Row<kBytes>::at(of, false, problem, j).template load<8>(first_column + slot_column, columns);
+    for (int k = 0; k < 2; ++k) {
+      const auto row = L1Row<kBytes>::at(of, false, problem, first + own_row + k * Steps::kFetched);
+      p[k] = row.template load<kOwn>(first_column + own_column, columns);
     }
 #pragma unroll
-    for (int k = 0; k < kWeights; ++k) {
-      const int j = first + weight_row + k * kWeightRows;
-      weights[k] =
-          weighed && L1Row<kBytes>::counts(of.teacher, problem, j) ? upstream[j * backward.upstream_strides[2]] : 0.0f;
+    for (int k = 0; k < Steps::kWeights; ++k) {
+      const int j = first + weight_row + k * Steps::kWeighed;
+      const bool counts = weighed && row_counts(of.teacher, problem, j);
+      weights[k] = counts ? upstream[j * backward.upstream_strides[2]] : 0.0f;
     }
   };
 
   fetch(0);
-  for (int first = 0, buffer = 0; first < m; first += kL1GainStep, buffer ^= 1) {
-    float* const others = shared + buffer * kL1GainBuffer;        // [kL1GainStep][kL1GainColumns]
-    float* const scales = others + kL1GainStep * kL1GainColumns;  // [kL1GainStep][kL1GainRows]
+  for (int first = 0, buffer = 0; first < m; first += Steps::kRows, buffer ^= 1) {
+    float* const others = shared + buffer * Steps::kBuffer;        // [kRows][kL1GainColumns]
+    float* const scales = others + Steps::kRows * kL1GainColumns;  // [kRows][kL1GainRows]
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) {
-      const auto row = L1Row<kBytes>::at(of, false, problem, first + slot_row + k * kSlotRows);
+    for (int k = 0; k < 2; ++k) {
+      const int line = own_row + k * Steps::kFetched;
+      const auto row = L1Row<kBytes>::at(of, false, problem, first + line);
       const float log_inverse = log2f(row.inverse);
-      float x[8];
+      float x[kOwn];
       p[k].to_float(half, x);
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
+      for (int i = 0; i < kOwn; ++i)
         if (kSoftmax) x[i] = fmaf(x[i] - row.top, row.rate, log_inverse);
-      float4* const place =
-          reinterpret_cast<float4*>(others + (slot_row + k * kSlotRows) * kL1GainColumns + slot_column);
-      place[0] = make_float4(x[0], x[1], x[2], x[3]);
-      place[1] = make_float4(x[4], x[5], x[6], x[7]);
+      float* const place = others + line * kL1GainColumns + own_column;
+#pragma unroll
+      for (int i = 0; i < kOwn; i += 4)
+        *reinterpret_cast<float4*>(place + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
     }
 #pragma unroll
-    for (int k = 0; k < kWeights; ++k) scales[(weight_row + k * kWeightRows) * kL1GainRows + weight_line] = weights[k];
+    for (int k = 0; k < Steps::kWeights; ++k)
+      scales[(weight_row + k * Steps::kWeighed) * kL1GainRows + weight_line] = weights[k];
     // With two buffers one barrier does: a buffer is filled again after the next step's, which all reach having read
     // it.
     __syncthreads();
-    fetch(first + kL1GainStep);
-#pragma unroll 4
-    for (int j = 0; j < kL1GainStep; ++j) {
+    fetch(first + Steps::kRows);
+#pragma unroll 2
+    for (int j = 0; j < Steps::kRows; ++j) {
       const float4 y = *reinterpret_cast<const float4*>(others + j * kL1GainColumns + across);
       const float4 low = *reinterpret_cast<const float4*>(scales + j * kL1GainRows + down);
       const float4 high = *reinterpret_cast<const float4*>(scales + j * kL1GainRows + down + 4);
@@ -138,27 +143,30 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
 #pragma unroll
       for (int k = 0; k < 4; ++k) gain[i][k] = column + k < columns ? gain[i][k] : 0.0f;
       char* const out = static_cast<char*>(backward.gradient) + kBytes * ((problem * n + row) * span + column);
-      Four::of_float(half, gain[i]).store(out, span - column);
+      Entries<kBytes, 4>::of_float(half, gain[i]).store(out, span - column);
     }
     return;
   }
 
-  // sum q G of every row over the block's columns: over lanes, then over the two warps of the row.
-  __syncthreads();
-  float* const sums = shared;  // [8 warps][8]
+  float* const gains = backward.gains + (tile.line + down) * span + column;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (column + k < columns) gains[i * int64_t(span) + k] = 2.0f * gain[i][k];
+  }
+  // sum q G of every row over the block's columns: over lanes, then over the two warps of the row. G is read again,
+  // which leaves its registers to the loop.
+  __syncthreads();
+  float* const sums = shared;  // [8 warps][8]
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
     const auto row = L1Row<kBytes>::at(of, true, problem, tile.row + down + i);
-    const int64_t line = tile.line + down + i;
     float x[4], sum = 0.0f;
     row.template load<4>(column, columns).to_float(half, x);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (column + k >= columns) continue;
-      const float doubled = 2.0f * gain[i][k];
-      backward.gains[line * span + column + k] = doubled;
-      sum = row.entries ? fmaf(row.probability(x[k]), doubled, sum) : 0.0f;
-    }
+    for (int k = 0; k < 4; ++k)
+      if (row.entries && column + k < columns) sum = fmaf(row.probability(x[k]), gains[i * int64_t(span) + k], sum);
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
     if (thread % 32 == 0) sums[thread / 32 * 8 + i] = sum;

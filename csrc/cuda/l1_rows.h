@@ -104,6 +104,11 @@ template <int kBytes, int kCount> struct Entries {
   }
 };
 
+// Whether a problem has that row, and it counts.
+KD_DEVICE bool row_counts(const L1Side& side, int64_t problem, int row) {
+  return row < side.rows && (!side.mask || side.mask[problem * side.rows + row] != 0);
+}
+
 // A row, and what its probabilities are made with.
 template <int kBytes> struct L1Row {
   const char* entries;  // null where the row does not count
@@ -113,7 +118,7 @@ template <int kBytes> struct L1Row {
   KD_DEVICE static L1Row at(const L1Problems& of, bool student, int64_t problem, int row) {
     const L1Side& side = student ? of.student : of.teacher;
     L1Row found{nullptr, 0.0f, side.rate, 0.0f};
-    if (!counts(side, problem, row)) return found;
+    if (!row_counts(side, problem, row)) return found;
     found.entries =
         static_cast<const char*>(side.entries) + kBytes * (problem * side.problem_stride + row * side.row_stride);
     if (of.softmax) {
@@ -124,8 +129,9 @@ template <int kBytes> struct L1Row {
     return found;
   }
 
-  KD_DEVICE static bool counts(const L1Side& side, int64_t problem, int row) {
-    return row < side.rows && (!side.mask || side.mask[problem * side.rows + row] != 0);
+  // The part of it from a column on.
+  KD_DEVICE L1Row from(int column) const {
+    return {entries ? entries + int64_t(kBytes) * column : nullptr, top, rate, inverse};
   }
 
   template <int kCount> KD_DEVICE Entries<kBytes, kCount> load(int column, int columns) const {

@@ -39,7 +39,7 @@ template <int kBytes> __global__ void __launch_bounds__(kL1RowThreads)
   const L1Side& side = student ? of.student : of.teacher;
   const int row = student ? line : line - rows;
   float top = -INFINITY, sum = 0.0f;
-  const bool counts = L1Row<kBytes>::counts(side, problem, row);
+  const bool counts = row_counts(side, problem, row);
   if (counts) {
     const char* entries =
         static_cast<const char*>(side.entries) + kBytes * (problem * side.problem_stride + row * side.row_stride);

@@ -17,14 +17,45 @@ inline void check_launch(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
 }
 
+constexpr size_t kSharedWithoutAsking = 48 * 1024;  // bytes
+
+// How many clusters of a kernel the device in use runs at a time.
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), dim3 block, size_t shared_bytes, unsigned cluster) {
+  if (shared_bytes > kSharedWithoutAsking) {
+    check_launch(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  }
+  int count = 0;
+  if (cluster > 1) {
+    cudaLaunchAttribute in_clusters{};
+    in_clusters.id = cudaLaunchAttributeClusterDimension;
+    in_clusters.val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = cluster;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &in_clusters;
+    config.numAttrs = 1;
+    check_launch(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+  } else {
+    int device, multiprocessors;
+    check_launch(cudaGetDevice(&device));
+    check_launch(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    const int threads = static_cast<int>(block.x * block.y * block.z);
+    check_launch(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes));
+    count *= multiprocessors;
+  }
+  return count > 0 ? count : 1;
+}
+
 // kernel<<<grid, block, shared_bytes, stream>>>(args...) in clusters of `cluster` blocks along x. Nothing is allocated
 // and nothing waited for, so that a launch can be captured in a graph.
 template <class... Parameters, class... Arguments> void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                                                size_t shared_bytes, unsigned cluster, void* stream,
                                                                Arguments... arguments) {
-  constexpr size_t kWithoutAsking = 48 * 1024;  // bytes of shared memory
-  constexpr unsigned kPortable = 8;             // blocks of a cluster
-  if (shared_bytes > kWithoutAsking) {
+  constexpr unsigned kPortable = 8;  // blocks of a cluster
+  if (shared_bytes > kSharedWithoutAsking) {
     check_launch(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }

@@ -55,6 +55,16 @@ KD_DEVICE uint16_t to_bfloat16(float x) {
   return bits;
 }
 KD_DEVICE uint16_t to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+KD_DEVICE uint32_t to_bfloat162(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+KD_DEVICE uint32_t to_half2(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
 
 // Global memory that is read or written once: 16 aligned bytes past the first-level cache.
 KD_DEVICE uint4 load_streaming16(const void* p) {

@@ -16,7 +16,7 @@ namespace kd::cuda {
 
 struct SinkhornProblems {
   int64_t problems, rows, columns;
-  const void* cost;                                   // of any strides, in elements; no float64
+  const void* cost;  // of any strides, in elements; no float64
   int64_t problem_stride, row_stride, column_stride;
   DType dtype;
   const float* a;          // [problems][rows] or null: ones
@@ -74,10 +74,10 @@ constexpr int kSinkhornParts = 8;
 // Rank-one terms that the backward pass gathers before it adds them up.
 constexpr int kSinkhornTerms = 48;
 
-struct SinkhornShape {   // of a large problem's cluster
-  int blocks;            // divides the parts
-  bool on_chip;          // whether K is in shared memory
-  size_t kernel_bytes;   // of shared memory for it in each block
+struct SinkhornShape {  // of a large problem's cluster
+  int blocks;           // divides the parts
+  bool on_chip;         // whether K is in shared memory
+  size_t kernel_bytes;  // of shared memory for it in each block
 };
 
 // Entries from one row of K to the next: whole float4.

@@ -52,8 +52,10 @@ template <class T> struct CostMatrix {
 // Calls body(costs) for costs(i, j) of the problem: loops inside the body have no switch in them.
 template <class Body> KD_DEVICE void with_costs(const SinkhornProblems& of, const Problem& problem, Body body) {
   const int64_t begin = problem.index * of.problem_stride;
-  const auto run = [&](auto* first) { body(CostMatrix<std::remove_const_t<std::remove_pointer_t<decltype(first)>>>{
-      first + begin, of.row_stride, of.column_stride}); };
+  const auto run = [&](auto* first) {
+    body(CostMatrix<std::remove_const_t<std::remove_pointer_t<decltype(first)>>>{first + begin, of.row_stride,
+                                                                                 of.column_stride});
+  };
   if (of.dtype == DType::kFloat32) {
     run(static_cast<const float*>(of.cost));
   } else if (of.dtype == DType::kBFloat16) {

@@ -11,8 +11,8 @@
 namespace kd::cuda {
 
 template <int kSize, int kEntries> struct TileShared {
-  static constexpr int kShare = kSize / kEntries;        // threads of a line
-  static constexpr int kPitch = kSize + 4 * kShare;      // float4 of eight neighbouring rows lie in different banks
+  static constexpr int kShare = kSize / kEntries;    // threads of a line
+  static constexpr int kPitch = kSize + 4 * kShare;  // float4 of eight neighbouring rows lie in different banks
   static constexpr int kWarps = kSize * kShare / 32;
 
   Problem problem;                         // here, as registers are wanted for K
@@ -35,7 +35,7 @@ template <int kSize, int kEntries> class Tile {
   using Shared = TileShared<kSize, kEntries>;
   static constexpr int kShare = Shared::kShare, kPitch = Shared::kPitch, kWarps = Shared::kWarps;
   static constexpr int kThreads = kSize * kShare;
-  static constexpr int kProblems = kSize == 32 ? 4 : 1;    // of a block
+  static constexpr int kProblems = kSize == 32 ? 4 : 1;  // of a block
   static constexpr int kBlock = kThreads * kProblems;
 
   KD_DEVICE explicit Tile(Shared* memory)
@@ -115,9 +115,7 @@ template <int kSize, int kEntries> class Tile {
   KD_DEVICE float b() const { return shared->b[line]; }
 
   // What both halves of a line have found, together.
-  KD_DEVICE float whole(float half) const {
-    return kShare == 1 ? half : half + __shfl_xor_sync(kAllLanes, half, 1);
-  }
+  KD_DEVICE float whole(float half) const { return kShare == 1 ? half : half + __shfl_xor_sync(kAllLanes, half, 1); }
   KD_DEVICE double least(double half) const {
     return kShare == 1 ? half : min(half, __shfl_xor_sync(kAllLanes, half, 1));
   }

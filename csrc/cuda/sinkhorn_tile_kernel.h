@@ -175,8 +175,8 @@ template <int kSize, int kEntries> class TileSolver {
   float x, y, rho, sigma;  // of the thread's row and column
 };
 
-template <int kSize, int kEntries>
-__global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock) sinkhorn_tile_kernel(const SinkhornCall call) {
+template <int kSize, int kEntries> __global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock)
+    sinkhorn_tile_kernel(const SinkhornCall call) {
   const int64_t problem = tile_problem<kSize, kEntries>(call.of);
   if (problem >= 0) TileSolver<kSize, kEntries>(call).run(problem);
 }

@@ -69,6 +69,7 @@ class Case(ABC):
     floor_name: ClassVar[str | None]  # None where no floor is measured
     work_unit: ClassVar[str]  # giga
     memory_unit: ClassVar[str] = "logits"
+    groups: ClassVar[tuple[str, ...]]  # functions of a backend that the loss may call for
     baselines: ClassVar[tuple[str, ...]] = ("eager", "compile")  # providers whose times others are compared with
     legend: ClassVar[str]  # of the columns that depend on the target
 

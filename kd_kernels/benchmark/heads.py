@@ -30,6 +30,7 @@ OPTIONS = ("hidden", "teacher_hidden", "masked", "frozen_head", "chunk_tokens", 
 @dataclass(frozen=True, kw_only=True)
 class HeadsCase(DivergenceCase):
     target: ClassVar[str] = "heads"
+    groups: ClassVar[tuple[str, ...]] = select.HEADS
     floor_name: ClassVar[str] = "products"
     work_unit: ClassVar[str] = "GFLOP"
     legend: ClassVar[str] = """\
@@ -131,9 +132,9 @@ are given the rows that count."""
 
     def _plan(self) -> plan.Plan | None:
         """What the kernels of the device will do; None where the device has none, or nothing fits the budget."""
-        device = torch.device(self.device).type
+        device = torch.device(self.device)
         try:
-            backend = select.choose("auto", device, (self.dtype, self.dtype))
+            backend = select.choose("auto", device, (self.dtype, self.dtype), self.groups)
         except RuntimeError:
             return None
         if backend == "reference":
@@ -144,7 +145,7 @@ are given the rows that count."""
         problem = plan.Problem.of(
             self.divergence.kernel.family,
             self.dtype,
-            device,
+            device.type,
             select.implementation(backend),
             rows=self.counted,
             columns=self.vocab,

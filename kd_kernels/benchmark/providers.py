@@ -49,12 +49,12 @@ def _is(provider: Provider, name: str) -> bool:
 
 
 def _ours(case: Case, backend: str, loss: Callable[[str], Loss]) -> Provider:
+    chosen, missing = backend, None
     try:
-        backend = select.choose(backend, torch.device(case.device).type, (case.dtype, case.dtype))
-        missing = None
+        chosen = select.choose(backend, torch.device(case.device), (case.dtype, case.dtype), case.groups)
     except (ValueError, RuntimeError) as error:
         missing = str(error)
-    return Provider(f"kd-{backend}", lambda: loss(backend), missing, ours=True)
+    return Provider(f"kd-{chosen}", lambda: loss(backend), missing, ours=True)
 
 
 def _compiled(dense: Loss) -> Loss:

@@ -12,7 +12,7 @@ from kd_kernels.benchmark.case import Case
 from kd_kernels.benchmark.measure import Measurement, Outcome
 from kd_kernels.benchmark.timing import Spread
 
-SCHEMA = 3
+SCHEMA = 4
 
 # The columns of Liger's benchmark data.
 CSV_COLUMNS = (
@@ -63,13 +63,14 @@ def footnotes(measurements: Sequence[Measurement]) -> Iterator[str]:
 
 
 def write_json(
-    path: Path, measurements: Sequence[Measurement], machine: dict, commit: str | None, arguments: dict
+    path: Path, measurements: Sequence[Measurement], machine: dict, ceilings: dict, commit: str | None, arguments: dict
 ) -> None:
     document = {
         "schema": SCHEMA,
         "timestamp": _now(),
         "commit": commit,
         "machine": machine,
+        "ceilings": ceilings,
         "arguments": arguments,
         "cases": [_as_dict(m) for m in measurements],
     }
@@ -134,6 +135,8 @@ def _outcome_as_dict(m: Measurement, o: Outcome) -> dict:
         "extra_bytes": o.extra_bytes,
         "memory_ratio": m.memory_ratio(o),
         "times_floor": m.times_floor(o) if timed else None,
+        "share_of_floor": 1 / m.times_floor(o) if timed and m.floor else None,
+        "rate": m.rate(o) if timed else None,
         **{f"speedup_over_{over}": m.speedup(o, over) if timed else None for over in m.case.baselines},
     }
 

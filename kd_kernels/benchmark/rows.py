@@ -28,6 +28,7 @@ OPTIONS = ("near",)
 @dataclass(frozen=True, kw_only=True)
 class RowsCase(DivergenceCase):
     target: ClassVar[str] = "rows"
+    groups: ClassVar[tuple[str, ...]] = ("rows",)
     floor_name: ClassVar[str] = "floor"
     work_unit: ClassVar[str] = "GB"
     legend: ClassVar[str] = """\

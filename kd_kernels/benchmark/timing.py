@@ -102,10 +102,11 @@ class _DeviceClock:
 
     def __call__(self, call: Callable[[], object]) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        stream = torch.cuda.current_stream(self._evict.device)
         self._evict.zero_()  # also keeps the device busy while the host launches what follows
-        start.record()
+        start.record(stream)
         call()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
 

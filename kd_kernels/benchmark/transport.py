@@ -77,6 +77,7 @@ class SinkDCase(LogitsCase):
     """<P, C> of C_ij = sum_v |q_iv - p_jv| between the rows of either side, as many."""
 
     kind: ClassVar[str] = "sinkd"
+    groups: ClassVar[tuple[str, ...]] = ("l1_cost", "sinkhorn")
     work_unit: ClassVar[str] = "Gpair"
     legend: ClassVar[str] = """\
 sinkd, Gpair/s: pairs of rows times entries of the vocabulary; as many again for the gradient."""
@@ -128,6 +129,7 @@ class SinkhornCase(TransportCase):
     """<P, C> of given costs for uniform marginals, mean over square problems."""
 
     kind: ClassVar[str] = "sinkhorn"
+    groups: ClassVar[tuple[str, ...]] = ("sinkhorn",)
     work_unit: ClassVar[str] = "GFMA"
     memory_unit: ClassVar[str] = "costs"
     baselines: ClassVar[tuple[str, ...]] = ("eager", "pot")
@@ -187,6 +189,7 @@ class SortedL1Case(LogitsCase):
     """sum_k |q_(k) - p_(k)|, mean over rows."""
 
     kind: ClassVar[str] = "sorted_l1"
+    groups: ClassVar[tuple[str, ...]] = ("sorted_l1",)
     work_unit: ClassVar[str] = "GB"
     legend: ClassVar[str] = """\
 sorted_l1, GB/s: both logits are read, the gradient is written."""

@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "distill": Command("kd_kernels.cli.distill", "distil one causal language model into another on text", "hf"),
+    "compare": Command("kd_kernels.cli.compare", "distil by several methods and put the results side by side", "hf"),
     "cache-teacher": Command(
         "kd_kernels.cli.cache_teacher", "keep a teacher's predictions in a file for distill", "hf"
     ),

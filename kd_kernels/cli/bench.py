@@ -86,7 +86,7 @@ def run(args: Namespace) -> int:
     """Measures and reports; 1 where a result was wrong or this library gave none."""
     import torch
 
-    from kd_kernels.benchmark import machine, report
+    from kd_kernels.benchmark import ceilings, machine, report
     from kd_kernels.benchmark.measure import measure
 
     if args.plot:
@@ -101,6 +101,9 @@ def run(args: Namespace) -> int:
         torch.set_num_threads(args.threads)
     described = machine.describe(args.device)
     print(report.machine_line(described))
+    reached = ceilings.measure(args.device) if args.device.startswith("cuda") else {}
+    if reached:
+        print(ceilings.line(reached))
     measurements = []
     for title, cases in groupby(_cases(args, target), report.title):
         group = list(cases)
@@ -111,7 +114,7 @@ def run(args: Namespace) -> int:
     print("", *report.footnotes(measurements), sep="\n")
 
     if args.json:
-        report.write_json(args.json, measurements, described, machine.commit(), vars(args))
+        report.write_json(args.json, measurements, described, reached, machine.commit(), vars(args))
     if args.csv:
         report.write_csv(args.csv, measurements, described)
     if args.plot:

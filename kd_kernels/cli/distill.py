@@ -28,23 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     models = parser.add_argument_group("models and text")
-    add_text(models)
-    models.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
-    models.add_argument(
+    add_models(models)
+    _add_cache(models)
+    _add_loss(parser.add_argument_group("loss"))
+    _add_sampling(parser.add_argument_group("text that models write"))
+    _add_parameters(parser.add_argument_group("parameters of single methods"))
+    _add_transport(parser.add_argument_group("optimal transport"))
+    add_training(parser.add_argument_group("training"), default("steps"))
+    add_run(parser.add_argument_group("run"), "runs/distill-KIND, or -METHOD")
+    parser.set_defaults(**asdict(Settings()))
+
+
+def add_models(group: argparse._ArgumentGroup) -> None:
+    add_text(group)
+    group.add_argument("--student", metavar="DIR|ID", help="as --teacher; trained in float32")
+
+
+def _add_cache(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--teacher-cache", metavar="FILE",
         help="predictions of the teacher to train from, made by kd-kernels cache-teacher with the same arguments; the "
         "teacher itself is run for evaluations only",
     )  # fmt: skip
-    models.add_argument(
+    group.add_argument(
         "--tail", choices=TAILS,
         help="what to make of the probability outside the cache: one more entry, nothing as both sides are "
         "renormalised, nothing as the sum is cut off (bucket)",
     )  # fmt: skip
-    _add_loss(parser.add_argument_group("loss"))
-    _add_transport(parser.add_argument_group("optimal transport"))
-    _add_training(parser.add_argument_group("training"))
-    _add_run(parser.add_argument_group("run"))
-    parser.set_defaults(**asdict(Settings()))
 
 
 def add_text(group: argparse._ArgumentGroup) -> None:
@@ -64,25 +74,22 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_loss(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--method", choices=METHODS,
-        help="divergence of next tokens; sinkd, which adds optimal transport between tokens; multilevel_ot or uld, "
-        "which add optimal transport to cross-entropy, between models whose tokenizers may differ (%(default)s)",
-    )  # fmt: skip
+    listed = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+    group.add_argument("--method", choices=METHODS, metavar="NAME", help=f"{listed} (%(default)s)")
+    variants = {name: method.variants for name, method in METHODS.items() if method.variants}
+    listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in variants.items())
+    group.add_argument("--variant", metavar="NAME", help=f"of the method; {listed} ({by_method('variant')})")
     group.add_argument(
         "--kind", choices=KINDS, metavar="KIND", help=f"divergence: {', '.join(KINDS)} ({by_method('kind')})"
     )
     for name in ("beta", "alpha", "mu"):
         kinds = ", ".join(kind for kind, cls in KINDS.items() if name in {field.name for field in fields(cls)})
-        kinds += " (the kind's default)"
-        if name in METHODS["multilevel_ot"].options:
-            kinds += f", and of multilevel_ot ({METHODS['multilevel_ot'].defaults[name]})"
-        group.add_argument(f"--{name}", type=float, metavar="X", help=f"parameter of {kinds}")
+        _add(group, name, float, "X", f"parameter of the kinds {kinds}, and of methods")
     group.add_argument(
         "--temperature", type=float, metavar="T",
         help=f"of both softmaxes; in multilevel_ot, of those under the Sinkhorn distance ({by_method('temperature')})",
     )  # fmt: skip
-    group.add_argument("--scale-t2", action="store_true", help="multiply the divergence by T^2")
+    group.add_argument("--scale-t2", action="store_true", help="multiply the tempered loss by T^2")
     group.add_argument(
         "--ce-weight", type=float, metavar="W",
         help=f"(1 - W) divergence + W cross-entropy on the text ({by_method('ce_weight')})",
@@ -98,27 +105,60 @@ def _add_loss(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_transport(group: argparse._ArgumentGroup) -> None:
-    def add(name: str, kind: type, metavar: str, meaning: str) -> None:
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+def _add_parameters(group: argparse._ArgumentGroup) -> None:
+    _add(group, "top_k", int, "K", "vocabulary entries of each side that are compared")
+    group.add_argument("--detached", action="store_true", help="hold the student constant in distillm2's reverse half")
+    _add(group, "t_start", float, "X", "share of the teacher in the first step")
+    _add(group, "t_end", float, "X", "share of the teacher in the last step")
+    _add(group, "draws", int, "N", "entries drawn from the teacher for each token")
+    _add(group, "hard_share", float, "F", "share of the tokens, the least certain of the teacher, that are hard")
+    _add(group, "easy_weight", float, "W", "W loss of easy tokens + (1 - W) loss of hard ones")
 
-    add(
-        "ot_weight", float, "W", "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport"
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group, "on_policy", float, "F",
+        "fraction of the steps that learn from what the student writes, instead of the text",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-len", type=int, metavar="N",
+        help="tokens of a block that are given; student or teacher write the others (a quarter)",
+    )  # fmt: skip
+    _add(group, "sample_temperature", float, "T", "of the softmax that tokens are drawn from")
+    group.add_argument("--sample-top-k", type=int, metavar="K", help="draw only from the K likeliest tokens")
+    group.add_argument(
+        "--sample-top-p", type=float, metavar="P", help="draw only from the likeliest that together have probability P"
+    )
+
+
+def _add(group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, meaning: str) -> None:
+    """An option whose default depends on the method."""
+    flag = f"--{name.replace('_', '-')}"
+    group.add_argument(flag, type=kind, metavar=metavar, help=f"{meaning} ({by_method(name)})")
+
+
+def _add_transport(group: argparse._ArgumentGroup) -> None:
+    _add(
+        group,
+        "ot_weight",
+        float,
+        "W",
+        "loss = the mix of divergence and cross-entropy, or cross-entropy alone, + W transport",
     )
     group.add_argument(
         "--form", choices=FORMS,
         help=f"what is transported: tokens of the whole batch, tokens of each block, or classes of each token "
         f"({by_method('form')})",
     )  # fmt: skip
-    add("eps", float, "X", "strength of the entropy")
-    add("iterations", int, "N", "of Sinkhorn")
-    add("top_k", int, "K", "vocabulary entries of each side that are compared")
-    add("gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost")
+    _add(group, "eps", float, "X", "strength of the entropy")
+    _add(group, "iterations", int, "N", "of Sinkhorn")
+    _add(
+        group, "gamma", float, "X", "weight of the Sinkhorn distance in the loss, beside --beta of the logarithmic cost"
+    )
 
 
-def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=int, metavar="N", help=f"({default('steps')})")
+def add_training(group: argparse._ArgumentGroup, steps: str) -> None:
+    group.add_argument("--steps", type=int, metavar="N", help=f"({steps})")
     group.add_argument("--batch-size", type=int, metavar="N", help=f"blocks in a step ({default('batch_size')})")
     group.add_argument(
         "--accumulate", type=int, metavar="N",
@@ -133,8 +173,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bf16", action="store_true", help="run the student in bfloat16 autocast")
 
 
-def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", metavar="DIR", help="output folder (runs/distill-KIND, or -METHOD)")
+def add_run(group: argparse._ArgumentGroup, out: str) -> None:
+    group.add_argument("--out", metavar="DIR", help=f"output folder ({out})")
     existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="go on with the run in --out; begin it if there is none"

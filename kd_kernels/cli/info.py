@@ -33,6 +33,8 @@ def describe() -> dict[str, Any]:
     Returns:
         versions: by package; None where it is not installed.
         machine: platform, threads, SIMD level of the native core in use and the best it has here, names of the GPUs.
+        cuda: of the CUDA kernels, `architectures` they were built for, versions of the `runtime` linked in and of the
+            newest that the `driver` serves, None where there is no driver; None where they were not built.
         backends: by name, `devices` on which it runs here (empty: it does not, and `reason` says why) and the `dtypes`
             of logits it takes.
         kinds: by name, the backends that compute it.
@@ -46,6 +48,7 @@ def describe() -> dict[str, Any]:
             **_simd(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
+        "cuda": _cuda(),
         "backends": {
             name: {
                 "devices": devices(name),
@@ -55,10 +58,10 @@ def describe() -> dict[str, Any]:
             for name, support in select.SUPPORT.items()
         },
         "kinds": {
-            kind: [name for name in select.SUPPORT if name == "reference" or cls().kernel is not None]
+            kind: [name for name in _with("rows") if name == "reference" or cls().kernel is not None]
             for kind, cls in KINDS.items()
         },
-        "transport": {function: list(select.SUPPORT) for function in ("sinkhorn", "l1_cost", "sorted_l1")},
+        "transport": {function: _with(function) for function in ("sinkhorn", "l1_cost", "sorted_l1")},
     }
 
 
@@ -67,7 +70,7 @@ def devices(backend: str) -> list[str]:
     if _broken(backend) is not None:
         return []
     some = next(iter(select.SUPPORT[backend].dtypes))
-    return [device for device in devices_here() if select.supports(backend, device, (some, some))]
+    return [device for device in devices_here() if select.supports(backend, torch.device(device), (some, some))]
 
 
 def devices_here() -> list[str]:
@@ -90,6 +93,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield ", ".join(f"{name} {version or '(not installed)'}" for name, version in found["versions"].items())
     yield f"{machine['platform']}, {machine['threads']} threads"
     yield f"SIMD of the native core: {machine['simd'] or 'none'}"
+    yield f"CUDA kernels: {_cuda_line(found['cuda'])}"
     yield f"GPU: {', '.join(machine['gpus']) or 'none'}"
     yield ""
     for name, backend in found["backends"].items():
@@ -125,6 +129,38 @@ def _simd() -> dict[str, str | None]:
     from kd_kernels import _core
 
     return {"simd": _core.simd().name, "best_simd": _core.best_simd().name}
+
+
+def _cuda() -> dict[str, Any] | None:
+    if _broken("cuda") is not None:
+        return None
+    from kd_kernels import _cuda
+
+    driver = _cuda.driver_version()
+    return {
+        "architectures": _cuda.ARCHITECTURES.split(),
+        "runtime": _dotted(_cuda.RUNTIME_VERSION),
+        "driver": _dotted(driver) if driver else None,
+    }
+
+
+def _cuda_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    binary = [name.removesuffix("-real") for name in found["architectures"] if not name.endswith("-virtual")]
+    portable = [name.removesuffix("-virtual") for name in found["architectures"] if not name.endswith("-real")]
+    built = " ".join([*(f"sm_{name}" for name in binary), *(f"compute_{name}" for name in portable)])
+    return f"for {built}; runtime {found['runtime']}, driver {found['driver'] or 'none'}"
+
+
+def _dotted(version: int) -> str:
+    """Of a version as CUDA numbers it."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _with(group: str) -> list[str]:
+    """The backends that have a group of functions."""
+    return [name for name, support in select.SUPPORT.items() if group in support.groups]
 
 
 def _version(package: str) -> str | None:

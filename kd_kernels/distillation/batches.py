@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_kernels.distillation.text import PADDING
 
@@ -50,7 +50,8 @@ class Batches:
         self._blocks, self._size, self._seed, self._device = blocks, size, seed, device
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
-    def at(self, step: int) -> Batch:
+    def at(self, step: int, model: nn.Module | None = None) -> Batch:
+        """What a step sees, counted from 0; the text is the same for every model."""
         rows = self.rows(step)
         return Batch.of(self._blocks[rows], self._device, rows)
 

@@ -25,7 +25,8 @@ from kd_kernels.distillation.batches import Batch, Batches, derive_seed
 from kd_kernels.distillation.journal import Journal
 from kd_kernels.distillation.loop import Plan, train
 from kd_kernels.distillation.models import Pair
-from kd_kernels.distillation.objective import logits, summed_cross_entropy
+from kd_kernels.distillation.objective import Objective
+from kd_kernels.distillation.predictions import logits, summed_cross_entropy
 from kd_kernels.distillation.settings import Settings, TeacherSettings
 
 VOCABULARY = 151_936  # entries of Qwen's models
@@ -113,7 +114,7 @@ def _train_teacher(documents: list[str], tokenizer: Qwen2Tokenizer, work: Path, 
 
 
 @dataclass(frozen=True)
-class PaddedNextToken:
+class PaddedNextToken(Objective):
     """Cross-entropy as if the last of V' vocabulary entries were `padding` entries with the same logit.
 
     Exactly the loss of the padded vocabulary, for the price of the tokenizer's.
@@ -121,10 +122,10 @@ class PaddedNextToken:
 
     padding: int
 
-    def __call__(self, model: nn.Module, batch: Batch, normalizer: float) -> tuple[Tensor, dict[str, Tensor]]:
-        prediction = logits(model, batch)  # (B, L, V')
+    def __call__(self, model: nn.Module, part: Batch, whole: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        prediction = logits(model, part)  # (B, L, V')
         prediction[..., -1] += math.log(self.padding)
-        return summed_cross_entropy(prediction, batch.labels) / normalizer, {}
+        return summed_cross_entropy(prediction, part.labels) / float(whole.count()), {}
 
 
 def _key(documents: list[str]) -> str:

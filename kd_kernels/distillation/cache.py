@@ -19,8 +19,14 @@ def root(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kd_kernels"
 
 
-def publish(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Puts a folder with what `fill` writes into the cache, unless another process was faster."""
+def publish(folder: Path, fill: Callable[[Path], object], replace: bool = False) -> None:
+    """Puts a folder with what `fill` writes into the cache, one process at a time.
+
+    Args:
+        folder: of the cache.
+        fill: writes into an empty folder.
+        replace: take the place of a folder that is there; otherwise one that another process put there stays.
+    """
 
     def fill_and_seal(temporary: Path) -> None:
         fill(temporary)
@@ -29,7 +35,7 @@ def publish(folder: Path, fill: Callable[[Path], object]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until closed, or until the process dies
-        if not intact(folder):
+        if replace or not intact(folder):
             replace_folder(folder, fill_and_seal)
 
 

@@ -15,7 +15,7 @@ from kd_kernels import Head
 from kd_kernels.distillation import builtin, models, origin, teacher_cache_file, text
 from kd_kernels.distillation.batches import Batch
 from kd_kernels.distillation.files import replace_file
-from kd_kernels.distillation.objective import Form, logits
+from kd_kernels.distillation.predictions import Form, logits
 from kd_kernels.distillation.settings import CacheSettings
 from kd_kernels.distillation.teacher_cache_file import Layout
 

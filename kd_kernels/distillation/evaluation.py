@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import kd_kernels
 from kd_kernels import Head
 from kd_kernels.distillation.batches import Batch
-from kd_kernels.distillation.objective import Form, summed_kl_from_text
+from kd_kernels.distillation.predictions import Form, summed_kl_from_text
 from kd_kernels.distillation.text import PADDING
 
 # Tokens projected at a time where the form does not say: fewer take as long, for the weights are read; logits of more

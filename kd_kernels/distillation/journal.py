@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ class Journal:
     """`metrics.jsonl` and `checkpoint.safetensors` in a folder.
 
     The checkpoint is one file, replaced in one move: tensors of the model and of the optimizer, and in its header the
-    step and the length of the metrics then. There is no generator state in it: randomness is a function of the step.
+    step, the length of the metrics then, and what an objective has to keep. There is no generator state in it:
+    randomness is a function of the step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,13 +31,18 @@ class Journal:
         self._metrics = folder / METRICS
         self._metrics.touch()
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> int:
-        """Goes back to the checkpoint, or to the beginning where there is none. Returns the number of steps done."""
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, float | None]]:
+        """Goes back to the checkpoint, or to the beginning where there is none.
+
+        Returns:
+            The number of steps done, and the state of the objective then.
+        """
         if not self._checkpoint.exists():
             os.truncate(self._metrics, 0)
-            return 0
+            return 0, {}
         with safe_open(self._checkpoint, framework="pt") as file:
             step, length = (int(file.metadata()[key]) for key in ("step", "metrics_bytes"))
+            objective = json.loads(file.metadata()["objective"])
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if os.path.getsize(self._metrics) < length:
             raise ValueError(f"{self._metrics} is shorter than it was at the checkpoint; it cannot be resumed")
@@ -44,16 +51,17 @@ class Journal:
                 tensor.copy_(saved.pop(f"model.{name}"))
         optimizer.load_state_dict({"state": _unflatten(saved), "param_groups": optimizer.state_dict()["param_groups"]})
         os.truncate(self._metrics, length)
-        return step
+        return step, objective
 
-    def save(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, objective: Mapping[str, float | None]) -> None:
         """Makes this step the one to go back to."""
         with open(self._metrics, "rb+") as file:
             os.fsync(file.fileno())
         tensors = {f"model.{name}": tensor for name, tensor in _tensors(model).items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        metadata = {"step": str(step), "metrics_bytes": str(os.path.getsize(self._metrics))}
+        length = str(os.path.getsize(self._metrics))
+        metadata = {"step": str(step), "metrics_bytes": length, "objective": json.dumps(objective)}
         replace_file(self._checkpoint, lambda path: save_file(tensors, path, metadata))
 
     def write(self, record: dict[str, Any]) -> None:

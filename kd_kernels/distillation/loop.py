@@ -4,15 +4,15 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from kd_kernels.distillation.batches import Batch, Batches, derive_seed
+from kd_kernels.distillation.batches import derive_seed
 from kd_kernels.distillation.journal import Journal
 from kd_kernels.distillation.objective import Objective
 from kd_kernels.distillation.progress import Progress
@@ -41,6 +41,24 @@ class Plan:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class Batch(Protocol):
+    """What a step sees."""
+
+    def count(self) -> int:
+        """Number of tokens to predict."""
+        ...
+
+    def parts(self, n: int) -> Sequence["Batch"]:
+        """n batches of equal size."""
+        ...
+
+
+class Batches(Protocol):
+    """What the steps see, as a function of the step and the model's state."""
+
+    def at(self, step: int, model: nn.Module) -> Batch: ...
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -66,15 +84,17 @@ def train(
         ValueError: the loss is not finite any more.
     """
     optimizer = AdamW(model.parameters(), plan.lr, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
-    start = journal.restore(model, optimizer)
-    if start == 0 and evaluate is not None:
+    start, state = journal.restore(model, optimizer)
+    if start > 0:
+        objective.restore(state)
+    elif evaluate is not None:
         journal.write({"step": 0, "eval": evaluate()})
     model.train()
     with deferred_signals() as signals, Progress(label, start, plan.steps) as progress:
         for step in range(start, plan.steps):
             # Dropout, too, is a function of the step.
             torch.manual_seed(derive_seed(plan.seed, "step", step))
-            record = _step(model, objective, batches.at(step), optimizer, plan, step)
+            record = _step(model, objective, batches, optimizer, plan, step)
             journal.write(record)
             progress.advance(record)
             done = step + 1
@@ -83,19 +103,20 @@ def train(
                 journal.write({"step": done, "eval": evaluate()})
                 model.train()
             if last or signals or _due(done, plan.save_every):
-                journal.save(done, model, optimizer)
+                journal.save(done, model, optimizer, objective.state())
             if signals:
                 raise Stopped(signals[0], f"{label}: stopped and saved after step {done} of {plan.steps}")
 
 
 def _step(
-    model: nn.Module, objective: Objective, batch: Batch, optimizer: Optimizer, plan: Plan, step: int
+    model: nn.Module, objective: Objective, batches: Batches, optimizer: Optimizer, plan: Plan, step: int
 ) -> dict[str, Any]:
     begin = time.perf_counter()
+    batch = batches.at(step, model)
     tokens = batch.count()
     sums: dict[str, float] = {}
     for part in batch.parts(plan.accumulate):
-        loss, metrics = objective(model, part, float(tokens))
+        loss, metrics = objective(model, part, batch)
         loss.backward()
         for name, value in {"loss": loss, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + value.item()
@@ -107,8 +128,12 @@ def _step(
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    speed = tokens / (time.perf_counter() - begin)
-    measured = {"lr": rate, "grad_norm": norm, "tokens": tokens, "tokens_per_s": round(speed, 1)}
+    objective.advance(sums, step + 1)
+    seconds = time.perf_counter() - begin
+    measured = {
+        "lr": rate, "grad_norm": norm, "tokens": tokens, "seconds": round(seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }  # fmt: skip
     return {"step": step + 1, **sums, **measured, **_peak_memory(next(model.parameters()).device)}
 
 

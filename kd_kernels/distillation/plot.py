@@ -1,5 +1,6 @@
-"""The curves of a run as one picture."""
+"""A run, or several runs side by side, as one picture."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +38,26 @@ def draw(records: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.autoscale_view()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_comparison(result: Mapping[str, Any], columns: Mapping[str, str], path: Path) -> None:
+    """A bar for each run in each column of `comparison.json`, as PNG.
+
+    Args:
+        result: what the file holds.
+        columns: its numbers of a run, and their titles.
+        path: of the picture.
+    """
+    labels = list(result["runs"])
+    figure = Figure(figsize=(3 * len(columns), 1.5 + 0.4 * len(labels)), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True):
+        axes.barh(labels, [result["runs"][label][name] for label in labels])
+        if name in result["teacher"]:
+            axes.axvline(result["teacher"][name], color="black", linestyle="--", label="teacher")
+            axes.legend()
+        axes.set_xlabel(title)
+        axes.grid(axis="x", alpha=0.3)
+        axes.invert_yaxis()
+    figure.suptitle("held-out text (nats/token), time and memory")
     figure.savefig(path, format="png", dpi=120)

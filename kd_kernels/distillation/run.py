@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-import kd_kernels
-from kd_kernels import Head
-from kd_kernels.distillation import builtin, folder, models, origin, plot, report, text, transport
+from kd_kernels.distillation import builtin, folder, models, origin, plot, report, text
 from kd_kernels.distillation.files import replace_file, replace_folder, write_json
 from kd_kernels.distillation.journal import Journal
-from kd_kernels.distillation.lesson import Lesson, form_of, make_lesson
+from kd_kernels.distillation.lesson import Lesson, make_lesson, try_out
 from kd_kernels.distillation.loop import Plan, train
 from kd_kernels.distillation.models import Pair
 from kd_kernels.distillation.settings import Settings
@@ -28,7 +26,7 @@ def distill(settings: Settings) -> dict[str, Any]:
         Stopped: on SIGINT or SIGTERM; the same settings with `resume` go on from there.
     """
     settings = settings.resolve()
-    _check_loss(settings)
+    try_out(settings)
     models.keep_quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -52,26 +50,6 @@ def distill(settings: Settings) -> dict[str, Any]:
     journal = Journal(out)
     train(pair.student, lesson.objective, lesson.batches, _plan(settings), journal, "distill", lesson.score)
     return _finish(settings, pair, journal.records(), out)
-
-
-def _check_loss(settings: Settings) -> None:
-    """Lets the loss refuse its arguments before anything slow begins."""
-    try:
-        if settings.method != "divergence":
-            size = max(2, settings.top_k or 0)
-            transport.try_out(settings, (size, size))
-        if settings.recipe.cross_tokenizer:
-            return
-        row = torch.zeros(1, 2, device=settings.device)
-        sides = row.bfloat16() if settings.bf16 else row, row.to(getattr(torch, settings.dtype))
-        if not settings.whole_logits:
-            sides = [Head(side, torch.zeros(2, 2, device=settings.device)) for side in sides]
-        kd_kernels.divergence(
-            *sides, settings.divergence, temperature=settings.temperature, backend=settings.backend,
-            **form_of(settings).options(),
-        )  # fmt: skip
-    except (TypeError, RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ValueError(str(error)) from None
 
 
 def _announce(settings: Settings, pair: Pair, lesson: Lesson) -> None:

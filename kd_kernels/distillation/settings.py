@@ -9,7 +9,7 @@ import torch
 
 import kd_kernels
 from kd_kernels import Divergence
-from kd_kernels.distillation.method import METHODS, Method
+from kd_kernels.distillation.method import METHODS, SAMPLING, Method
 
 PARAMETERS = ("beta", "alpha", "mu")
 # Defaults that depend on the models: the built-in pair learns from scratch in minutes, others are trained already.
@@ -93,6 +93,8 @@ class Settings(TeacherSettings):
     method: str = "divergence"
     temperature: float | None = None
     kind: str | None = None
+    variant: str | None = None
+    detached: bool = False
     beta: float | None = None
     alpha: float | None = None
     mu: float | None = None
@@ -104,6 +106,16 @@ class Settings(TeacherSettings):
     form: str | None = None
     top_k: int | None = None
     gamma: float | None = None
+    t_start: float | None = None
+    t_end: float | None = None
+    draws: int | None = None
+    hard_share: float | None = None
+    easy_weight: float | None = None
+    on_policy: float | None = None
+    prompt_len: int | None = None
+    sample_temperature: float | None = None
+    sample_top_k: int | None = None
+    sample_top_p: float | None = None
     backend: str = "auto"
     chunk_tokens: int | None = None
     memory_budget: int | None = None
@@ -127,19 +139,34 @@ class Settings(TeacherSettings):
         if self.method not in METHODS:
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}")
         self._check_options()
-        for name in ("steps", "accumulate", "save_every", "eval_blocks", "chunk_tokens", "memory_budget"):
+        if self.variant is not None and self.variant not in self.recipe.variants:
+            raise ValueError(f"--variant must be one of {', '.join(self.recipe.variants)}, got {self.variant!r}")
+        if self.method == "f_distill" and self.variant is not None:
+            for name, variants in {"beta": ("js",), "scale_t2": ("kl", "rkl", "js", "tvd")}.items():
+                if getattr(self, name) and self.variant not in variants:
+                    listed = ", ".join(variants)
+                    raise ValueError(f"{_flag(name)} is an option of --variant {listed}, got --variant {self.variant}")
+        for name in (
+            "steps", "accumulate", "save_every", "eval_blocks", "chunk_tokens", "memory_budget", "prompt_len",
+            "sample_top_k",
+        ):  # fmt: skip
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in ("ce_weight", "ot_weight", "warmup", "weight_decay", "seed", "eval_every"):
             self._require(name, lambda value: value >= 0, "at least 0")
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "sample_temperature"):
             self._require(name, lambda value: value > 0, "above 0")
         self._require("ce_weight", lambda value: value <= 1, "at most 1")
+        self._check_samples()
         if self.batch_size is not None and self.batch_size % self.accumulate:
             raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
         if self.accumulate > 1 and self.method == "sinkd" and self.form in (None, "batch"):
             raise ValueError(
                 "--accumulate would keep tokens apart that --form batch compares: pass --form sequence, or leave it"
             )
+        if self.accumulate > 1 and self.method == "atkd":
+            raise ValueError("--accumulate would keep tokens apart that --method atkd ranks by how hard they are")
+        if self.backend != "auto" and not self.recipe.backends:
+            raise ValueError(f"--backend does not apply to --method {self.method}, which is plain PyTorch")
         if (self.teacher is None) != (self.student is None):
             raise ValueError("--teacher and --student go together: give both, or neither for the built-in pair")
         if self.tail is not None and self.teacher_cache is None:
@@ -160,6 +187,28 @@ class Settings(TeacherSettings):
                     f"it is an option of {owners}"
                 )
 
+    def _check_samples(self) -> None:
+        """Refuses what the text of models cannot be."""
+        self._require("on_policy", lambda value: 0 <= value <= 1, "between 0 and 1")
+        self._require("sample_top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        if self.sample_top_k is not None and self.sample_top_p is not None:
+            raise ValueError("--sample-top-k and --sample-top-p both say which tokens are drawn: give one of them")
+        for name in sorted(SAMPLING):
+            if getattr(self, name) is not None and not self.samples:
+                raise ValueError(f"{_flag(name)} says how the student writes, which it does not: pass --on-policy")
+        if self.teacher_cache is not None and self.samples:
+            raise ValueError(
+                "--teacher-cache knows the teacher on the text, not on what the student writes: pass --on-policy 0"
+            )
+        if self.prompt_len is not None and self.seq_len is not None and self.prompt_len > self.seq_len:
+            raise ValueError(f"--prompt-len {self.prompt_len} leaves nothing of --seq-len {self.seq_len} to write")
+
+    @property
+    def samples(self) -> bool:
+        """Whether models write tokens of the losses."""
+        on_policy = self.recipe.defaults.get("on_policy") if self.on_policy is None else self.on_policy
+        return self.recipe.samples or bool(on_policy)
+
     @property
     def recipe(self) -> Method:
         """What there is to know about the method."""
@@ -167,12 +216,16 @@ class Settings(TeacherSettings):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        return super().defaults | self.recipe.defaults
+        decided = super().defaults | self.recipe.defaults
+        if not self.samples:
+            return {name: value for name, value in decided.items() if name not in SAMPLING}
+        length = decided["seq_len"] if self.seq_len is None else self.seq_len
+        return decided | {"prompt_len": max(1, length // 4)}
 
     @property
     def whole_logits(self) -> bool:
-        """Whether logits exist whole, which optimal transport needs."""
-        return self.logits or self.method != "divergence"
+        """Whether logits exist whole, which some methods need."""
+        return self.logits or self.recipe.whole_logits
 
     @property
     def divergence(self) -> Divergence:
@@ -196,7 +249,7 @@ class Settings(TeacherSettings):
     @property
     def title(self) -> str:
         """What a run is called: its method, or its kind of divergence."""
-        return self.kind if self.method == "divergence" else self.method
+        return {"divergence": self.kind, "f_distill": f"f_distill-{self.variant}"}.get(self.method, self.method)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
@@ -108,7 +108,7 @@ class SpanBatch:
 class SpanBatches(Batches):
     """Endless batches of spans, each epoch in an order of its own."""
 
-    def at(self, step: int) -> SpanBatch:
+    def at(self, step: int, model: nn.Module | None = None) -> SpanBatch:
         return SpanBatch.of(self._blocks[self.rows(step)], self._device)
 
 

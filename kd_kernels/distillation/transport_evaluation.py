@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_kernels.distillation.batches import Batch
-from kd_kernels.distillation.objective import logits, summed_cross_entropy
+from kd_kernels.distillation.cross_tokenizer import Comparison
+from kd_kernels.distillation.losses import Loss, Sides
+from kd_kernels.distillation.predictions import logits, summed_cross_entropy
 from kd_kernels.distillation.spans import SpanBatch, Spans
-from kd_kernels.distillation.text import PADDING
-from kd_kernels.distillation.transport import Comparison, Transport
 
 
 @torch.no_grad()
@@ -21,14 +21,15 @@ def with_sinkd(
     blocks: Tensor,
     batch_size: int,
     device: str,
-    transport: Transport,
+    transport: Loss,
 ) -> dict[str, float]:
     """What `evaluate` finds, and the transport of SinKD per token, between the tokens of a batch."""
     found = evaluate()
     total = 0.0
     for rows in blocks.split(batch_size):
         batch = Batch.of(rows, device)
-        total += transport(logits(student, batch), logits(teacher, batch), batch.labels != PADDING).item()
+        loss, _ = transport(Sides(logits(student, batch), logits(teacher, batch), batch.labels, 1.0))
+        total += loss.item()
     return found | {"sinkd": total / found["tokens"]}
 
 

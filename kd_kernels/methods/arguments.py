@@ -43,3 +43,14 @@ def factor(name: str, value: float) -> None:
 def flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def between(name: str, value: float, least: float, most: float) -> None:
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be between {least:g} and {most:g}, got {value}")
+
+
+def share(name: str, value: float) -> None:
+    between(name, value, 0, 1)

@@ -118,7 +118,7 @@ def multilevel_ot(
             unless there is a double softmax.
         sd_scale: factor of SD: 1; released: 0.001.
         sd_sum: SD is summed over the batch.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         A `MultilevelOTLoss`, float32, or float64 for float64 logits.

@@ -53,7 +53,7 @@ def sinkd(
         reduction: "sum" of the problems; "mean", their sum over the number of the student's rows that count; "none":
             0-d for "batch", `[...]` of sequences or rows for the others.
         vocab: as for `l1_cost`.
-        backend: "auto", "cpu", "triton" or "reference"; "sample" runs in PyTorch on all.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; "sample" runs in PyTorch on all.
 
     Returns:
         float32, or float64 for float64 logits.

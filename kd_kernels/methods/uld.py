@@ -37,7 +37,7 @@ def uld(
         reduction: "sequence_mean": the mean over the tokens of a sequence, and of that the mean over the sequences
             that have any; "mean" over all tokens; "sum"; "none": `[B, L]`, where the student's tokens stand.
         top_k: compare the k likeliest of each side alone.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         float32, or float64 for float64 logits.

@@ -35,7 +35,7 @@ def l1_cost(
         vocab: "strict" wants equal vocabularies; "common" compares the first min(V, V') columns, a number n the first
             n, each side normalised over them.
         softmax: False for inputs that are distributions, or any vectors, already: nothing is done to them.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         `[..., n, m]`, float32, or float64 for float64 logits.
@@ -54,7 +54,7 @@ def l1_cost(
         arguments.row_mask(name, mask, x)
         for name, mask, x in (("student_mask", student_mask, student), ("teacher_mask", teacher_mask, teacher))
     ]
-    chosen = select.choose(backend, student.device.type, (student.dtype, teacher.dtype))
+    chosen = select.choose(backend, student.device, (student.dtype, teacher.dtype), ("l1_cost",))
     batch, (n, m) = student.shape[:-2], (student.shape[-2], teacher.shape[-2])
     size = batch.numel()
     masks = [None if x is None else x.reshape(size, k) for x, k in zip(masks, (n, m), strict=True)]

@@ -50,7 +50,7 @@ def sinkhorn(
         value: "transport" is <P, C>; "entropic" is <P, C> - eps h(P) with h(P) = -sum P (log P - 1).
         init: a `Transport`, or potentials (f, g), to go on from.
         return_plan: return P too.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         A `Transport`. Gradients go to the cost and to tensors a and b; those of rows and columns without mass are 0.
@@ -71,7 +71,7 @@ def sinkhorn(
     a = arguments.marginal("a", a, cost, 0, sizes)
     b = arguments.marginal("b", b, cost, 1, sizes)
     iterations, tolerance = arguments.count("iterations", iterations), arguments.tolerance(tol)
-    chosen = select.choose(backend, cost.device.type, (cost.dtype, cost.dtype))
+    chosen = select.choose(backend, cost.device, (cost.dtype, cost.dtype), ("sinkhorn",))
     f, g = (init.f, init.g) if isinstance(init, Transport) else (None, None) if init is None else init
     batch = cost.shape[:-2]
     problem = cost.reshape(batch.numel(), *cost.shape[-2:])

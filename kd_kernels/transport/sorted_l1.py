@@ -36,7 +36,7 @@ def sorted_l1(
         temperature: T, or a pair (student's, teacher's).
         mask, labels, ignore_index, reduction, normalizer: as for `divergence`.
         top_k: compare the k likeliest of each side alone.
-        backend: "auto", "cpu", "triton" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         0-d, or `[...]` for reduction "none"; float32, or float64 for float64 logits.
@@ -55,7 +55,7 @@ def sorted_l1(
     limit = max(student.shape[-1], teacher.shape[-1])
     if top_k is not None:
         limit = min(limit, arguments.count("top_k", top_k))
-    chosen = select.choose(backend, student.device.type, (student.dtype, teacher.dtype))
+    chosen = select.choose(backend, student.device, (student.dtype, teacher.dtype), ("sorted_l1",))
     shape = student.shape[:-1]
     rows = shape.numel()
     student, teacher = student.reshape(rows, student.shape[-1]), teacher.reshape(rows, teacher.shape[-1]).detach()

@@ -86,9 +86,10 @@ def test_csv_has_the_columns_of_liger(measurement, tmp_path):
 
 def test_json(measurement, tmp_path):
     path = tmp_path / "out.json"
-    report.write_json(path, [measurement], MACHINE, "abc", {"kind": ["jsd"], "json": path})
+    report.write_json(path, [measurement], MACHINE, {"product_flops": 1e15}, "abc", {"kind": ["jsd"], "json": path})
     document = json.loads(path.read_text())
-    assert document.keys() == {"schema", "timestamp", "commit", "machine", "arguments", "cases"}
+    assert document.keys() == {"schema", "timestamp", "commit", "machine", "ceilings", "arguments", "cases"}
+    assert document["ceilings"] == {"product_flops": 1e15}
     assert document["machine"] == MACHINE
     assert document["arguments"] == {"kind": ["jsd"], "json": str(path)}
     [case] = document["cases"]
@@ -102,6 +103,8 @@ def test_json(measurement, tmp_path):
     assert ours["seconds"] == {"p20": 1e-3, "median": 2e-3, "p80": 3e-3, "samples": 9}
     assert ours["speedup_over_eager"] == pytest.approx(10)
     assert ours["speedup_over_compile"] is None
+    assert ours["share_of_floor"] == pytest.approx(0.75)
+    assert ours["rate"] == pytest.approx(3_072_000 / 2e-3)
     assert (wrong["status"], wrong["reason"], wrong["seconds"]) == ("wrong", "the loss is off by 1", None)
     assert missing["status"] == "missing"
 

@@ -8,10 +8,10 @@ import torch
 from support import (
     DEFAULTS,
     GPU,
-    each_backend,
+    SLICED,
     each_default,
     each_kind,
-    each_kind_and_backend,
+    each_kind_and_backend_of,
     few,
     on_device,
 )  # fmt: skip
@@ -24,6 +24,8 @@ from kd_kernels.testing.inputs import far_pair, near_pair, one_hot_pair
 from kd_kernels.testing.truth import Result, eager, evaluate, truth
 
 pytestmark = pytest.mark.usefixtures("nan_in_fresh_memory")
+each_backend = pytest.mark.parametrize("backend", SLICED)
+each_kind_and_backend = each_kind_and_backend_of(SLICED)
 INF = math.inf
 
 

@@ -15,7 +15,7 @@ from kd_kernels.distillation import builtin
 from kd_kernels.distillation.batches import Batch
 from kd_kernels.distillation.builtin import PaddedNextToken
 from kd_kernels.distillation.loop import Plan
-from kd_kernels.distillation.objective import logits
+from kd_kernels.distillation.predictions import logits
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_one_entry_stands_for_all_the_padding(run, tmp_path):
     narrow.resize_token_embeddings(301)
     tokens = torch.randint(300, (2, 9))
     batch = Batch(tokens[:, :-1], tokens[:, 1:])
-    loss, _ = PaddedNextToken(400)(narrow, batch, 16.0)
+    loss, _ = PaddedNextToken(400)(narrow, batch, batch)
     expected = F.cross_entropy(logits(wide, batch).flatten(0, 1), batch.labels.flatten())
     assert wide.vocab_size == 700
     torch.testing.assert_close(loss, expected)

@@ -8,7 +8,7 @@ from kd_kernels import Head
 from kd_kernels.distillation import models
 from kd_kernels.distillation.batches import Batch
 from kd_kernels.distillation.evaluation import evaluate
-from kd_kernels.distillation.objective import Form
+from kd_kernels.distillation.predictions import Form
 
 FORMS = {
     "default": Form(),

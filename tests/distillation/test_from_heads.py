@@ -9,7 +9,7 @@ import kd_kernels
 from kd_kernels import Head, TopK
 from kd_kernels.distillation import models
 from kd_kernels.distillation.batches import Batch
-from kd_kernels.distillation.objective import Form, summed_cross_entropy
+from kd_kernels.distillation.predictions import Form, summed_cross_entropy
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,10 @@ def test_held_out_blocks_are_never_trained_on(run, tmp_path, monkeypatch):
     trained, evaluated = set(), set()
     original_step, original_blocks = Distillation.__call__, text.blocks
 
-    def spy(self, model, batch, normalizer):
+    def spy(self, model, part, whole):
+        (batch,) = part.batches.values()
         trained.update(batch.input_ids.flatten().tolist() + batch.labels.flatten().tolist())
-        return original_step(self, model, batch, normalizer)
+        return original_step(self, model, part, whole)
 
     def blocks(documents, *args):
         made = original_blocks(documents, *args)

@@ -13,10 +13,11 @@ from tiny import character_tokenizer, metrics, result, save_model, sentence, tok
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_kernels import methods
-from kd_kernels.distillation import models, text, transport
+from kd_kernels.distillation import cross_tokenizer, models, objective, text
 from kd_kernels.distillation.batches import Batch
 from kd_kernels.distillation.evaluation import sample
-from kd_kernels.distillation.objective import logits, summed_cross_entropy
+from kd_kernels.distillation.predictions import logits, summed_cross_entropy
+from kd_kernels.distillation.settings import Settings
 from kd_kernels.distillation.spans import SpanBatch, Spans
 from kd_kernels.distillation.text import PADDING
 
@@ -101,11 +102,13 @@ def test_padding_changes_nothing(teacher, character_student, data, method):
     other = models.load_model(teacher, "float32", "cpu").eval()
     documents = [sentence(n, n) for n in (3, 17, 9, 30)]
     spans = Spans.of(documents, character_tokenizer(), tokenizer(), 200)
-    settings = transport.Settings(method=method, top_k=8, device="cpu").resolve()
-    objective = transport.CrossTokenizer(other, transport.comparison(settings), method, 1.0)
+    settings = Settings(method=method, top_k=8, device="cpu").resolve()
+    compare = cross_tokenizer.comparison(settings)
+    objective = cross_tokenizer.CrossTokenizer(other, compare, method, 1.0)
+    every = SpanBatch.of(spans, "cpu")
 
     def parts(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        loss, found = objective(student, SpanBatch.of(spans[rows], "cpu"), 1.0)
+        loss, found = objective(student, SpanBatch.of(spans[rows], "cpu"), every)
         return {"loss": loss.detach(), **found}
 
     whole = parts(torch.arange(4))
@@ -156,9 +159,9 @@ def test_the_held_out_numbers_are_those_of_the_models(run, changes, tmp_path, te
 def test_a_crash_loses_nothing(run, changes, tmp_path, monkeypatch, method):
     given = changes(method) | {"steps": 7, "eval_every": 4}
     assert run(**given, out=tmp_path / "whole") == 0
-    objective = transport.SinKD if method == "sinkd" else transport.CrossTokenizer
+    loss = objective.Distillation if method == "sinkd" else cross_tokenizer.CrossTokenizer
     with monkeypatch.context() as patch:
-        on_call(patch, objective, "__call__", 6, crash)
+        on_call(patch, loss, "__call__", 6, crash)
         with pytest.raises(Crash):
             run(**given)
     assert run(**given, resume=True) == 0
@@ -171,7 +174,7 @@ def test_kill_9_loses_nothing_across_tokenizers(arguments, run, changes, tmp_pat
     slow = (
         "import time, torch\n"
         "torch.set_num_threads(1)\n"
-        "from kd_kernels.distillation.transport import CrossTokenizer as L\n"
+        "from kd_kernels.distillation.cross_tokenizer import CrossTokenizer as L\n"
         "call = L.__call__\n"
         "L.__call__ = lambda *args: (time.sleep(0.2), call(*args))[1]\n"
         "from kd_kernels.cli import main\n"

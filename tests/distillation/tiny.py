@@ -15,7 +15,7 @@ EOS = "<eos>"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 
 # What depends on the machine and the moment, not on the run.
-MEASURED = {"tokens_per_s", "peak_rss_mb"}
+MEASURED = {"seconds", "tokens_per_s", "peak_rss_mb"}
 
 
 def tokenizer(words: list[str] = WORDS, chat_template: str | None = None) -> PreTrainedTokenizerFast:

@@ -1,5 +1,6 @@
 """What a planted bug is."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,30 @@ class Bug(NamedTuple):
     why: str
 
     def plant(self, folder: Path) -> None:
-        path = folder / self.file
-        text = path.read_text()
-        found = text.count(self.original)
-        if found != 1:
-            raise ValueError(f"{self.file} holds {found} times, not once: {self.original!r}")
-        path.write_text(text.replace(self.original, self.mutated))
+        _plant(folder, self.file, self.original, self.mutated)
+
+
+class CudaBug(NamedTuple):
+    """Likewise, of a CUDA kernel."""
+
+    file: str  # relative to csrc
+    original: str
+    mutated: str
+    check: Callable  # fails on the bug; takes functions of kd_kernels.backends.cuda
+    units: tuple[str, ...]  # stems of the .cu files that the check needs
+    why: str
+
+    def plant(self, folder: Path) -> None:
+        _plant(folder, self.file, self.original, self.mutated)
+
+
+def _plant(folder: Path, file: str, original: str, mutated: str) -> None:
+    path = folder / file
+    text = path.read_text()
+    found = text.count(original)
+    if found != 1:
+        raise ValueError(f"{file} holds {found} times, not once: {original!r}")
+    path.write_text(text.replace(original, mutated))
 
 
 def files(bugs: list[Bug]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import chunk_bugs
 import cpu_bugs
+import cuda_l1_bugs
 import pytest
 import triton_bugs
 from bugs import files, kinds
@@ -18,6 +19,7 @@ from kd_kernels.backends import select
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+CUDA_BUGS = [cuda_l1_bugs]
 HALVES = 2  # of the bugs of the core, for two processors
 
 
@@ -36,6 +38,7 @@ def missed(bugs, folder, script, *arguments, **options):
     return [bug.why for bug, noticed in zip(bugs, json.loads(run.stdout), strict=True) if noticed is None]
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 needs_triton = pytest.mark.skipif(select.unavailable("triton") is not None, reason=str(select.unavailable("triton")))
 
 
@@ -62,7 +65,7 @@ def test_nothing_is_noticed_in_chunks_without_bugs(tmp_path):
     assert missed([], tmp_path, "check_python.py", "chunks", *kinds(chunk_bugs.BUGS)) == []
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("half", range(HALVES))
 def test_bugs_in_the_native_core_are_noticed(half, tmp_path):
     from kd_kernels import _core
@@ -71,3 +74,9 @@ def test_bugs_in_the_native_core_are_noticed(half, tmp_path):
     processor = {"avx2": avx2, "avx512_bf16": _core.has_outer_product()}
     bugs = cpu_bugs.bugs_for(processor)[half::HALVES]
     assert missed(bugs, tmp_path, "check_cpu.py", half, HALVES, input=json.dumps(processor)) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("bugs", CUDA_BUGS, ids=lambda bugs: bugs.__name__)
+def test_bugs_in_cuda_kernels_are_noticed(bugs, tmp_path):
+    assert missed(bugs.BUGS, tmp_path, "check_cuda.py", bugs.__name__) == []

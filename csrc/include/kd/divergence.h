@@ -10,6 +10,7 @@
 //
 // Each divergence comes in two forms, near and far. The near form keeps every digit; the far form works from the
 // probabilities, is right to their rounding, and costs less. A row takes it where its value is large enough for that.
+// On GPUs, where exponentials, divisions and logarithms are what there is least of, the far form works from LogSides.
 #pragma once
 
 #include "kd/elementary.h"
@@ -70,7 +71,7 @@ struct Near {
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const Sides<F> s(v);
-    const F above = (F(0.0f) - s.expm1) / s.ratio;  // e^x - 1
+    const F above = divide(F(0.0f) - s.expm1, s.ratio);  // e^x - 1
     return {select(s.below, s.expm1, above), select(s.below, above, s.expm1), s.difference()};
   }
   template <class F> static KD_HD Log1p<F> log1p(F y) { return kd::log1p(y); }
@@ -86,7 +87,7 @@ struct Far {
 
   template <class F> static KD_HD Ratios<F> ratios(const Pair<F>& v) {
     const F difference = v.q - v.p;
-    return {difference / positive(v.p), (F(0.0f) - difference) / positive(v.q), difference};
+    return {divide(difference, positive(v.p)), divide(F(0.0f) - difference, positive(v.q)), difference};
   }
   template <class F> static KD_HD Log1p<F> log1p(F y) { return {log(y + F(1.0f)), F(0.0f)}; }
   template <class F> static KD_HD F share(F a, F, const Log1p<F>& log_m, F) { return F(0.0f) - a * log_m.value; }
@@ -101,5 +102,19 @@ constexpr double kInfiniteMean = 1e30;
 template <class F> KD_HD F finite(F d) {
   return max(min(d, F(static_cast<float>(kInfiniteLogRatio))), F(static_cast<float>(-kInfiniteLogRatio)));
 }
+
+// An entry seen from its larger side, without small differences: two exponentials for both probabilities and their
+// ratio, all that a logarithm of a mixture is needed for lies in [0, 1].
+template <class F> struct LogSides {
+  bool below;  // q <= p: the teacher's probability is the big one
+  F big;
+  F x;      // |log2 q - log2 p|, infinite where one side is -inf
+  F ratio;  // 2^-x = small / big
+
+  KD_HD F small() const { return big * ratio; }
+  KD_HD F bounded_x() const { return min(x, F(1e30f)); }  // times a ratio of 0 it is 0
+  KD_HD F p() const { return select(below, big, small()); }
+  KD_HD F q() const { return select(below, small(), big); }
+};
 
 KD_END

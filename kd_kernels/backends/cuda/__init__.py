@@ -7,6 +7,19 @@ does not list for this backend it does not have.
 
 from kd_kernels.backends.cuda.call import DTYPES
 from kd_kernels.backends.cuda.l1_cost import l1_cost, l1_cost_backward
+from kd_kernels.backends.cuda.rows import (
+    KEPT_BYTES,
+    OUTER_PRODUCT_DTYPES,
+    divergence,
+    divergence_backward,
+    empty_gradient,
+    row_losses,
+    scale_,
+    workspace,
+)
 from kd_kernels.backends.cuda.sinkhorn import sinkhorn, sinkhorn_backward
 
-__all__ = ["DTYPES", "l1_cost", "l1_cost_backward", "sinkhorn", "sinkhorn_backward"]
+__all__ = [
+    "DTYPES", "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
+    "l1_cost_backward", "row_losses", "scale_", "sinkhorn", "sinkhorn_backward", "workspace",
+]  # fmt: skip

@@ -8,6 +8,9 @@ from torch import Tensor
 from kd_kernels import _cuda
 from kd_kernels.backends.cuda.call import DTYPES, address, where
 
+# Threads that the columns of a problem are shared by at least, where there are so many: two blocks of 256 to every
+# multiprocessor of a large GPU. The same on all, so that the sums are.
+_THREADS = 264 * 256
 # Entries of G that exist at a time, 40 MiB: what is written by one kernel and read by the next stays in the cache of a
 # large GPU.
 _GAINS = 10 << 20
@@ -27,12 +30,12 @@ def l1_cost(
     new = torch.empty if softmax else torch.zeros  # vectors that are no logits have no statistics
     statistics = new(batch, n + m, 2, device=student.device)
     cost = torch.empty(batch, n, m, device=student.device)
-    ranges = _cuda.l1_cut(n, m, columns).ranges
-    partials = torch.empty(ranges if ranges > 1 else 0, batch, n, m, device=student.device)
+    cut = _cuda.l1_cut(n, m, columns, _THREADS)
+    sums = torch.empty(batch * cut.sums, device=student.device)
     problems, held = _problems(
         student, teacher, student_mask, teacher_mask, inverse_temperatures, columns, softmax, statistics
     )
-    _cuda.l1_cost(*where(student), problems, partials.data_ptr(), cost.data_ptr())
+    _cuda.l1_cost(*where(student), problems, cut, sums.data_ptr(), cost.data_ptr())
     del held
     return cost, statistics
 

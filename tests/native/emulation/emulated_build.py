@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,17 +23,22 @@ FLAGS = [
 ]  # fmt: skip
 # Without watching the stack, where no memory of a kernel lives: it makes the compiler slow.
 SANITIZERS = [
-    "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=null,object-size,vptr",
+    "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=null,object-size,pointer-overflow,vptr",
     "-fno-sanitize-recover=all", "--param=asan-stack=0",
 ]  # fmt: skip
 _INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 
 
-def extension(csrc: Path = CSRC, folder: Path = BUILD, sanitize: bool = True) -> Path:
-    """The module `kd_kernels._cuda` from the sources in `csrc`; built where they are not those of the last time."""
+def extension(csrc: Path = CSRC, folder: Path = BUILD, sanitize: bool = True, units: Iterable[str] = ()) -> Path:
+    """The module `kd_kernels._cuda` from the sources in `csrc`; built where they are not those of the last time.
+
+    Of `units`, stems of .cu files, where there are any: functions of the others must not be called.
+    """
     cuda = csrc / "cuda"
-    sources = [*cuda.glob("*.cu"), cuda / "bind.cpp", *HERE.glob("*.cpp")]
-    return _link(sorted(sources), csrc, folder, f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", ["-shared"], sanitize)
+    kernels = [path for path in cuda.glob("*.cu") if not units or path.stem in units]
+    sources = sorted([*kernels, cuda / "bind.cpp", *HERE.glob("*.cpp")])
+    name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return _link(sources, csrc, folder, name, ["-shared", "-Wl,-z,lazy"], sanitize)
 
 
 def program(source: Path, folder: Path = BUILD, sanitize: bool = True) -> Path:
@@ -64,7 +70,7 @@ def _link(sources: list[Path], csrc: Path, folder: Path, name: str, flags: list[
 
 def _compile(source: Path, csrc: Path, folder: Path, sanitize: bool) -> Path:
     includes = [csrc, csrc / "include", HERE]
-    flags = [*FLAGS, *(SANITIZERS if sanitize else [])]
+    flags = [*FLAGS, *(SANITIZERS if sanitize and source.name != "bind.cpp" else [])]
     texts = _with_includes(source, includes)
     key = hashlib.sha256("\0".join([*flags, *texts.values()]).encode()).hexdigest()[:16]
     target = folder / f"{source.stem}-{key}.o"

@@ -13,8 +13,9 @@ import emulated_build
 class EmulatedCuda:
     """Functions of kd_kernels.backends.cuda, on CPU tensors: `emulated.l1_cost(...)`.
 
-    Beside their arguments they take `seed`, of the order in which threads run, `capability`, of the device they are
-    told of, and `properties`, others that torch.cuda.get_device_properties is to give. What the emulated machine or the sanitizers report fails the call, and the next gets a new process.
+    Beside their arguments they take `seed`, of the order in which threads run, `capability` and other `properties` of
+    the device they are told of, and `constants` of the backend's modules. What the emulated machine or the sanitizers
+    report fails the call, and the next gets a new process.
     """
 
     def __init__(self, module: Path, sanitize: bool) -> None:
@@ -26,8 +27,8 @@ class EmulatedCuda:
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, seed=0, capability=(9, 0), properties=None, **options: self._call(
-            name, args, options, seed, capability, properties or {}
+        return lambda *args, seed=0, capability=(9, 0), properties=None, constants=None, **options: self._call(
+            name, args, options, seed, capability, properties, constants
         )
 
     def close(self) -> None:

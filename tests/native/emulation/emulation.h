@@ -24,6 +24,7 @@
 #define __align__(bytes) alignas(bytes)
 #define __grid_constant__
 #define KD_DEVICE inline
+#define KD_HAS_CLUSTERS 1
 
 struct uint3 {
   unsigned x, y, z;
@@ -217,6 +218,9 @@ inline uint16_t to_half(float x) {
   return narrowed.bits;
 }
 
+inline uint32_t to_bfloat162(float low, float high) { return to_bfloat16(low) | uint32_t(to_bfloat16(high)) << 16; }
+inline uint32_t to_half2(float low, float high) { return to_half(low) | uint32_t(to_half(high)) << 16; }
+
 inline uint4 load_streaming16(const void* p, EmulatedSite site = EmulatedSite::here()) {
   emulation::check_aligned(p, 16, site);
   uint4 value;
@@ -302,5 +306,8 @@ template <class... Parameters, class... Arguments> void launch(void (*kernel)(Pa
       },
       &call);
 }
+
+// Few enough that every one of them has several rows to work on.
+template <class... Parameters> int resident_clusters(void (*)(Parameters...), dim3, size_t, unsigned) { return 2; }
 
 }  // namespace kd

@@ -2,9 +2,7 @@
 
     python serve.py MODULE
 
-with the module that emulated_build.extension made. A call is a pickled tuple: name, arguments, keyword arguments, seed
-of the scheduler, compute capability, other properties of the device. CPU tensors take the place of those on a device; what torch.cuda is asked about
-them is answered here.
+with the module that emulated_build.extension made. A call is a pickled tuple, the arguments of EmulatedBackend.call.
 """
 
 import contextlib
@@ -15,59 +13,64 @@ import pickle
 import sys
 import traceback
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
-_capability = (9, 0)
-_properties = {}
 
+class EmulatedBackend:
+    """kd_kernels.backends.cuda in this process.
 
-def load(path: str) -> None:
-    """Puts the module where `kd_kernels._cuda` is looked for."""
-    spec = importlib.util.spec_from_file_location("kd_kernels._cuda", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["kd_kernels._cuda"] = module
-    import kd_kernels
+    CPU tensors take the place of those on a device; what torch.cuda is asked about them is answered here.
+    """
 
-    kd_kernels._cuda = module
+    def __init__(self, path: str) -> None:
+        sys.setdlopenflags(os.RTLD_LAZY | os.RTLD_LOCAL)  # a module of some of the sources lacks functions
+        spec = importlib.util.spec_from_file_location("kd_kernels._cuda", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["kd_kernels._cuda"] = module
+        import kd_kernels
 
+        kd_kernels._cuda = module
+        from kd_kernels.backends import cuda
 
-def stand_in_for_devices() -> None:
-    torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
-    torch.cuda.device = lambda device: contextlib.nullcontext()
-    torch.cuda.get_device_capability = lambda device=None: _capability
-    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(
-        **{
-            "major": _capability[0],
-            "minor": _capability[1],
-            "multi_processor_count": 4,
+        self._cuda = cuda
+        self._seed = ctypes.CDLL(path).kd_emulation_seed
+        self._seed.argtypes = [ctypes.c_uint64]
+        self._properties = {}
+        torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+        torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
+        torch.cuda.device = lambda device: contextlib.nullcontext()
+        torch.cuda.get_device_capability = lambda device=None: (self._properties["major"], self._properties["minor"])
+        torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(**self._properties)
+
+    def call(self, name, args, options, seed=0, capability=(9, 0), properties=None, constants=None):
+        """A function of the backend, with the seed of the scheduler, what the device is like, and other values of
+        constants of its modules, as {"l1_cost._GAINS": 1000}."""
+        self._properties = {
+            "major": capability[0], "minor": capability[1], "multi_processor_count": 4,
             "shared_memory_per_block_optin": 227 << 10,
-            **_properties,
-        }
-    )
+        } | (properties or {})  # fmt: skip
+        self._seed(seed)
+        with contextlib.ExitStack() as patches:
+            for constant, value in (constants or {}).items():
+                patches.enter_context(mock.patch(f"kd_kernels.backends.cuda.{constant}", value))
+            return getattr(self._cuda, name)(*args, **options)
 
 
 def main(path: str) -> None:
-    global _capability, _properties
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
-    load(path)
-    stand_in_for_devices()
-    seed = ctypes.CDLL(path).kd_emulation_seed
-    seed.argtypes = [ctypes.c_uint64]
-    from kd_kernels.backends import cuda
-
+    backend = EmulatedBackend(path)
     while True:
         try:
-            name, args, options, number, _capability, _properties = pickle.load(sys.stdin.buffer)
+            request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        seed(number)
         try:
-            answer = (True, getattr(cuda, name)(*args, **options))
+            answer = (True, backend.call(*request))
         except Exception:
             answer = (False, traceback.format_exc())
         pickle.dump(answer, answers)

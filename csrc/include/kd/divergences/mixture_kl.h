@@ -23,10 +23,25 @@ template <class Form, class F, bool OfStudent> struct MixtureKl {
     const F u = y + F(1.0f);
     if (OfStudent) {
       const F value = Form::share(v.q, F(0.0f) - rest * r.difference, log_m, y);
-      return {value, v.q * (b * y / u - log_m.value)};
+      return {value, v.q * (divide(b * y, u) - log_m.value)};
     }
     const F value = Form::share(v.p, b * r.difference, log_m, y);
-    return {value, Form::kIsNear ? b * v.q * (y / u) : F(0.0f) - b * v.q / u};
+    return {value, Form::kIsNear ? b * v.q * divide(y, u) : F(0.0f) - divide(b * v.q, u)};
+  }
+};
+
+// Far: with w = m / big, log(big / m) = -log w and log(small / m) = -x - log w.
+template <class F, bool OfStudent> struct LogMixtureKl {
+  F b, rest;
+
+  KD_HD Term<F> operator()(const LogSides<F>& v) const {
+    const F of_q = select(v.below, b * v.ratio, b);  // b q / big
+    const F w = of_q + select(v.below, rest, rest * v.ratio), log_w = log2(w);
+    const F share = divide(of_q, w);  // b q / m
+    const bool of_big = v.below != OfStudent;
+    const F a = select(of_big, v.big, v.small());
+    const F value = F(0.0f) - a * ln2<F>() * (log_w + select(of_big, F(0.0f), v.bounded_x()));
+    return {value, OfStudent ? fma(a, b - share, value) : F(0.0f) - share * a};
   }
 };
 

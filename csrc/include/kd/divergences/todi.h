@@ -27,7 +27,7 @@ template <class F, bool UnitBeta> struct Todi {
       e = power.exp;                                                // e^-beta x
       r = zero - fma(s.expm1, power.expm1, s.expm1 + power.expm1);  // 1 - e^-(1 + beta) x
     }
-    const F sigmoid = one / (e + one);
+    const F sigmoid = divide(one, e + one);
     if (!UnitBeta) r = r * sigmoid;
     const F step = s.big * r;
     const F q_weight = select(s.below, e * sigmoid, sigmoid);  // 1 - w
@@ -43,10 +43,10 @@ template <class F, bool UnitBeta> struct FarTodi {
     const F one = F(1.0f);
     F q_weight;
     if (UnitBeta) {
-      q_weight = v.q / positive(v.p + v.q);
+      q_weight = divide(v.q, positive(v.p + v.q));
     } else {
       const F e = power(beta * abs(finite(v.d)) * F(ScalarOf<F>(-1 / kLnBase<ScalarOf<F>>)));
-      q_weight = select(v.d <= F(0.0f), e, one) / (e + one);
+      q_weight = divide(select(v.d <= F(0.0f), e, one), e + one);
     }
     const F step = fnma(one - q_weight, v.p, q_weight * v.q);  // (1 - w) q - w p
     return {todi_value(step, v.d), fma(q_weight * v.q, finite(v.d), step)};

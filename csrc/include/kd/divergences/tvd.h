@@ -21,4 +21,12 @@ template <class F> struct FarTvd {
   KD_HD Term<F> operator()(const Pair<F>& v) const { return tvd_term(v.q - v.p, v.q); }
 };
 
+// Far: the gradient needs no p.
+template <class F> struct LogTvd {
+  KD_HD F h(F d, F q) const { return tvd_term(d, q).h; }
+  KD_HD Term<F> operator()(const LogSides<F>& v) const {
+    return {F(0.5f) * (v.big - v.small()), h(select(v.below, F(0.0f) - v.x, v.x), v.q())};
+  }
+};
+
 KD_END

@@ -1,4 +1,4 @@
-"""Objectives of optimal transport: SinKD, and ULD and MultiLevelOT between models of different tokenizers."""
+"""Objectives between models of different tokenizers: ULD and MultiLevelOT."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,38 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from kd_kernels import methods
-from kd_kernels.distillation.batches import Batch
-from kd_kernels.distillation.objective import Distillation, logits, summed_cross_entropy
+from kd_kernels.distillation.objective import Objective
+from kd_kernels.distillation.predictions import logits, summed_cross_entropy
 from kd_kernels.distillation.settings import Settings
 from kd_kernels.distillation.spans import SpanBatch
-from kd_kernels.distillation.text import PADDING
 
-# (student logits, teacher logits, mask of tokens) -> 0-d, a sum over what is compared
-Transport = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (student logits, teacher logits, mask of each) -> the loss and, by name, its parts, 0-d, sums over the tokens
 Comparison = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class SinKD:
-    """mix + weight <P, C>: a divergence with cross-entropy, and transport between the distributions of a batch.
-
-    As published, <P, C> is a sum: of a batch of more tokens it weighs more.
-    """
-
-    mix: Distillation
-    transport: Transport
-    weight: float
-
-    def __call__(self, model: nn.Module, batch: Batch, normalizer: float) -> tuple[Tensor, dict[str, Tensor]]:
-        prediction, target = self.mix.predict(model, batch), self.mix.teacher(batch)
-        loss, metrics = self.mix.compare(prediction, target, batch.labels, normalizer)
-        transport = self.transport(prediction, target, batch.labels != PADDING)
-        return loss + self.weight * transport, metrics | {"sinkd": transport.detach()}
-
-
-@dataclass(frozen=True)
-class CrossTokenizer:
+class CrossTokenizer(Objective):
     """cross-entropy(student, text) + weight loss(student, teacher), each side in tokens of its own.
 
     All are per token of the student: sums over tokens, as the papers have them, with one divisor.
@@ -58,32 +37,20 @@ class CrossTokenizer:
     weight: float
     bf16: bool = False
 
-    def __call__(self, model: nn.Module, batch: SpanBatch, normalizer: float) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(batch.student.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            prediction = logits(model, batch.student)
+    def __call__(self, model: nn.Module, part: SpanBatch, whole: SpanBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(part.student.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            prediction = logits(model, part.student)
         with torch.no_grad():
-            target = logits(self.teacher, batch.teacher)
-        sums = {"cross_entropy": summed_cross_entropy(prediction, batch.student.labels)}
-        sums |= self.compare(prediction, target, *batch.masks())
-        parts = {name: value / normalizer for name, value in sums.items()}
+            target = logits(self.teacher, part.teacher)
+        sums = {"cross_entropy": summed_cross_entropy(prediction, part.student.labels)}
+        sums |= self.compare(prediction, target, *part.masks())
+        parts = {name: value / float(whole.count()) for name, value in sums.items()}
         loss = parts["cross_entropy"] + self.weight * parts[self.name]
         return loss, {name: value.detach() for name, value in parts.items()}
 
 
-def sinkd(settings: Settings) -> Transport:
-    """<P, C> of the settings."""
-
-    def transport(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        return methods.sinkd(
-            student, teacher, temperature=settings.temperature, eps=settings.eps, iterations=settings.iterations,
-            mask=mask, form=settings.form, vocab="common", backend=settings.backend,
-        )  # fmt: skip
-
-    return transport
-
-
 def comparison(settings: Settings) -> Comparison:
-    """The loss of the settings, for models of different tokenizers."""
+    """The loss of the settings."""
     return partial({"uld": _uld, "multilevel_ot": _multilevel_ot}[settings.method], settings)
 
 
@@ -115,7 +82,4 @@ def try_out(settings: Settings, vocabularies: tuple[int, int]) -> None:
         for size, dtype in zip(vocabularies, dtypes, strict=True)
     ]
     mask = torch.ones(1, 1, dtype=torch.bool, device=settings.device)
-    if settings.method == "sinkd":
-        sinkd(settings)(*sides, mask)
-    else:
-        comparison(settings)(*sides, mask, mask)
+    comparison(settings)(*sides, mask, mask)

@@ -1,0 +1,8 @@
+#include "row_kernel.h"
+
+namespace kd {
+
+template RowKernels row_kernels<AklRows>(int);
+template RowKernels row_kernels<TvdRows>(int);
+
+}  // namespace kd
