@@ -98,7 +98,7 @@ inline SinkhornShape sinkhorn_shape(const SinkhornProblems& of, const Device& de
 }
 
 // Vectors of each side that a large problem keeps in the workspace, beside offsets, parts of sums and terms.
-constexpr int kSinkhornVectors = 5;
+constexpr int kSinkhornVectors = 6;
 
 KD_HD int64_t sinkhorn_workspace_of_one(const SinkhornProblems& of, int terms, bool on_chip) {
   const int64_t rows = sinkhorn_pitch(of.rows), columns = sinkhorn_pitch(of.columns);

@@ -16,12 +16,12 @@ class ShareReverse {
         x(share.rows[0]),
         alpha(share.rows[1]),
         a_gradient(share.rows[2]),
-        f(share.rows[3]),
         y(share.columns[0]),
         beta(share.columns[1]),
         b_gradient(share.columns[2]),
-        g(share.columns[3]),
-        centre(share.columns[4]) {}
+        centre(share.columns[3]),
+        f(reinterpret_cast<double*>(share.rows[4])),  // and 5
+        g(reinterpret_cast<double*>(share.columns[4])) {}
 
   KD_DEVICE void run() {
     int64_t t = call.run[share.problem.index];
@@ -124,7 +124,8 @@ class ShareReverse {
     share.for_columns([&](int j) KD_LAMBDA { y[j] = scaled(share.b(j), sigma(t)[j], absorbed); });
   }
 
-  // G = dL/dP beside the explicit cost, to `total`; 0 where nothing can be sent.
+  // G = dL/dP beside the explicit cost, less the centre of its column, to `total`; 0 where nothing can be sent. The
+  // difference is rounded once: of numbers much larger than eps it would lose the digits that count.
   KD_DEVICE void derive(float* total) const {
     const float* asked = call.plan_upstream;
     if (asked) asked += share.problem.index * call.of.rows * call.of.columns;
@@ -134,7 +135,8 @@ class ShareReverse {
 #pragma unroll 4
         for (int j = share.lane; j < share.problem.columns; j += 32) {
           const int64_t at = i * call.of.columns + j;
-          float derivative = upstream * (call.of.entropic ? f[i] + g[j] : costs(i, j));
+          float derivative = call.of.entropic ? float(double(upstream) * (f[i] + g[j]) - double(centre[j]))
+                                              : fma(upstream, costs(i, j), -centre[j]);
           if (asked) derivative += asked[at];
           total[at] = row[j] == 0.0f ? 0.0f : derivative;
         }
@@ -147,21 +149,20 @@ class ShareReverse {
   // centred: what G has in common there changes nothing but dL/db.
   KD_DEVICE void begin(int64_t last) {
     share.for_rows([&](int i) KD_LAMBDA {
-      f[i] = x[i] == 0.0f ? 0.0f : float(potential(share.row_offset[i], x[i], eps));
+      f[i] = x[i] == 0.0f ? 0.0 : potential(share.row_offset[i], x[i], eps);
       a_gradient[i] = 0.0f;
     });
     share.for_columns([&](int j) KD_LAMBDA {
-      g[j] = y[j] == 0.0f ? 0.0f : float(potential(share.column_offset[j], y[j], eps));
+      g[j] = y[j] == 0.0f ? 0.0 : potential(share.column_offset[j], y[j], eps);
       centre[j] = 0.0f;
     });
     share.barrier();
     const int64_t width = call.of.columns;
     float* const total = call.total + share.problem.index * call.of.rows * width;
-    derive(total);
     for (int pass = 0; pass < 2; ++pass) {
-      share.add_up_columns([&](int i, int j) KD_LAMBDA {
-        return (total[i * width + j] - centre[j]) * share.kernel_row(i)[j] * x[i];
-      });
+      derive(total);
+      share.add_up_columns(
+          [&](int i, int j) KD_LAMBDA { return total[i * width + j] * share.kernel_row(i)[j] * x[i]; });
       share.barrier();
       share.for_columns([&](int j) KD_LAMBDA {
         const float scaled_sum = share.column_sum(j) * sigma(last)[j];
@@ -176,7 +177,7 @@ class ShareReverse {
       float sum = 0.0f;
 #pragma unroll 4
       for (int j = share.lane; j < share.problem.columns; j += 32) {
-        const float weighted = (total[i * width + j] - centre[j]) * row[j];
+        const float weighted = total[i * width + j] * row[j];
         sum = fma(weighted, y[j], sum);
         total[i * width + j] = x[i] * y[j] * (upstream * row[j] - weighted * inverse_eps);
       }
@@ -283,7 +284,8 @@ class ShareReverse {
   Share share;
   const double eps;
   const float upstream;
-  float *x, *alpha, *a_gradient, *f, *y, *beta, *b_gradient, *g, *centre;
+  float *x, *alpha, *a_gradient, *y, *beta, *b_gradient, *centre;
+  double *f, *g;  // potentials; 0 where nothing is sent
   bool jumped = false;  // from frame A to frame B, in the first iteration
   int terms = 0;        // gathered since the last flush
   float* column_weights = nullptr;  // y' of the iteration

@@ -24,7 +24,8 @@ template <int kSize, int kEntries> struct TileShared {
   double column_offset[kSize];
   float a[kSize], b[kSize];
   // Of the backward pass.
-  float f[kSize], g[kSize], centre[kSize], rho[kSize], alpha[kSize], a_gradient[kSize], b_gradient[kSize];
+  double f[kSize], g[kSize];
+  float centre[kSize], rho[kSize], alpha[kSize], a_gradient[kSize], b_gradient[kSize];
   double sums[kWarps];
   int flag;
 };

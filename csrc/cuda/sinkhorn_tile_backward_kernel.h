@@ -147,7 +147,8 @@ template <int kSize, int kEntries> class TileReverse {
     }
   }
 
-  // G = dL/dP beside the explicit cost, in the place of the costs.
+  // G = dL/dP beside the explicit cost, less the centre of its column, in the place of the costs. The difference is
+  // rounded once: of numbers much larger than eps it would lose the digits that count.
   KD_DEVICE void derive(float upstream) const {
     const float* asked = call.plan_upstream;
     if (asked) asked += tile.problem.index * call.of.rows * call.of.columns;
@@ -157,7 +158,9 @@ template <int kSize, int kEntries> class TileReverse {
       float& entry = tile.shared->cost[i * T::kPitch + j];
       float g = 0.0f;
       if (entry != kInfinity) {  // something can be sent
-        g = upstream * (call.of.entropic ? tile.shared->f[i] + tile.shared->g[j] : entry);
+        const float centre = tile.shared->centre[j];
+        g = call.of.entropic ? float(double(upstream) * (tile.shared->f[i] + tile.shared->g[j]) - double(centre))
+                             : fma(upstream, entry, -centre);
         if (asked) g += asked[i * call.of.columns + j];
       }
       entry = g;
@@ -186,16 +189,26 @@ template <int kSize, int kEntries> class TileReverse {
     take_scalings(last, &rho, &sigma);
     const double f = potential(tile.shared->row_offset[tile.line], x, tile.problem.eps);
     const double g = potential(tile.shared->column_offset[tile.line], y, tile.problem.eps);
-    tile.publish(tile.shared->f, x == 0.0f ? 0.0f : float(f));
-    tile.publish(tile.shared->g, y == 0.0f ? 0.0f : float(g));
-    tile.sync();
-    derive(upstream);
+    tile.publish(tile.shared->f, x == 0.0f ? 0.0 : f);
+    tile.publish(tile.shared->g, y == 0.0f ? 0.0 : g);
     tile.sync();
     float mean = 0.0f;
     for_entries([&](int e, int i) KD_LAMBDA {
-      mean = fma(tile.cost_in_column(e) * tile.in_column[e], xs[i], mean);
+      const float k = tile.in_column[e];
+      const float of_value = call.of.entropic ? float(tile.shared->f[i]) : tile.cost_in_column(e);
+      mean = fma(k == 0.0f ? 0.0f : of_value * k, xs[i], mean);
     });
-    const float centre = tile.whole(mean) * sigma;
+    const float value_centre = upstream * (tile.whole(mean) * sigma + (call.of.entropic && y != 0.0f ? float(g) : 0.0f));
+    tile.publish(tile.shared->centre, value_centre);
+    tile.sync();
+    derive(upstream);
+    tile.sync();
+    // What is asked of the plan itself may have more in common.
+    float rest_of_mean = 0.0f;
+    for_entries([&](int e, int i) KD_LAMBDA {
+      rest_of_mean = fma(tile.cost_in_column(e) * tile.in_column[e], xs[i], rest_of_mean);
+    });
+    const float centre = tile.whole(rest_of_mean) * sigma;
     tile.publish(tile.shared->centre, centre);
     tile.sync();
     float of_row = 0.0f, of_column = 0.0f;
@@ -212,7 +225,7 @@ template <int kSize, int kEntries> class TileReverse {
     tile.publish(tile.shared->alpha, relative(rho, in_second_frame(last)) * tile.whole(of_row));
     kept = false;
     tile.publish(tile.shared->a_gradient, 0.0f);
-    tile.publish(tile.shared->b_gradient, centre);
+    tile.publish(tile.shared->b_gradient, value_centre + centre);
     tile.sync();  // y is no more read
     publish_columns(y, sigma * tile.whole(of_column));
   }

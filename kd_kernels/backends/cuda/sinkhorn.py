@@ -104,9 +104,8 @@ def _problems(
 
 
 def _device(x: Tensor) -> _cuda.Device:
+    major, minor = torch.cuda.get_device_capability(x.device)
     properties = torch.cuda.get_device_properties(x.device)
     return _cuda.Device(
-        10 * properties.major + properties.minor,
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
+        10 * major + minor, properties.multi_processor_count, properties.shared_memory_per_block_optin
     )
