@@ -7,9 +7,9 @@
 
 #include "cuda/device.h"
 #include "cuda/l1_cost.h"
-#include "cuda/sinkhorn.h"
 #include "cuda/rows.h"
 #include "cuda/scale.h"
+#include "cuda/sinkhorn.h"
 #include "kd/dtype.h"
 
 namespace py = pybind11;
@@ -181,10 +181,9 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       .def_readonly("width", &kd::L1Cut::width)
       .def_readonly("sums", &kd::L1Cut::sums);
   m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
-  py::class_<kd::cuda::Device>(m, "Device")
-      .def(py::init([](int capability, int multiprocessors, int64_t shared_bytes) {
-        return kd::cuda::Device{capability, multiprocessors, shared_bytes};
-      }));
+  py::class_<kd::cuda::Device>(m, "Device").def(py::init([](int capability, int multiprocessors, int64_t shared_bytes) {
+    return kd::cuda::Device{capability, multiprocessors, shared_bytes};
+  }));
   py::class_<kd::cuda::SinkhornProblems>(m, "SinkhornProblems").def(py::init(&sinkhorn_problems));
   m.def("sinkhorn_workspace", &kd::cuda::sinkhorn_workspace, "How many float32 the kernels want for themselves.");
   m.def("sinkhorn", &sinkhorn);

@@ -1,5 +1,4 @@
 #include "sinkhorn.h"
-
 #include "sinkhorn_launch.h"
 #include "sinkhorn_share_kernel.h"
 #include "sinkhorn_tile_kernel.h"

@@ -21,8 +21,7 @@ template <class OnTile, class OnShare> void for_sizes(const SinkhornProblems& of
 }
 
 // Kernel for tiles of kSize lines with kEntries of each in a thread.
-template <int kSize, int kEntries, class Call>
-void launch_tiles(void (*kernel)(Call), const Call& call, void* stream) {
+template <int kSize, int kEntries, class Call> void launch_tiles(void (*kernel)(Call), const Call& call, void* stream) {
   using T = Tile<kSize, kEntries>;
   const int64_t blocks = (call.of.problems + T::kProblems - 1) / T::kProblems;
   launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(T::kBlock), sizeof(typename T::Shared) * T::kProblems, 1,

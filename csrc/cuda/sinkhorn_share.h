@@ -93,8 +93,8 @@ class Share {
   KD_DEVICE float a(int i) const { return row_mass(of, problem, i); }
   KD_DEVICE float b(int j) const { return column_mass(of, problem, j); }
 
-  // Whether any thread of the cluster says so; a barrier too. Flags change places, so that a block may go on to the next
-  // while others still read these.
+  // Whether any thread of the cluster says so; a barrier too. Flags change places, so that a block may go on to the
+  // next while others still read these.
   KD_DEVICE bool anywhere(bool mine) {
     if (__any_sync(kAllLanes, mine) && lane == 0) shared->found = 1;
     __syncthreads();
@@ -142,8 +142,8 @@ class Share {
     __syncthreads();
   }
 
-  // weight_i = row(i, sum_j K_ij y_j) for the block's rows, and the sums of K_ij weight_i over those of each part, which
-  // column_sum adds up after a barrier. y is 0 up to a whole float4.
+  // weight_i = row(i, sum_j K_ij y_j) for the block's rows, and the sums of K_ij weight_i over those of each part,
+  // which column_sum adds up after a barrier. y is 0 up to a whole float4.
   template <class Row> KD_DEVICE void sweep(const float* y, Row row) const {
     const int padded = static_cast<int>(sinkhorn_pitch(problem.columns));
     int buffer = 0;

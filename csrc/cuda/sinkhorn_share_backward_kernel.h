@@ -32,7 +32,7 @@ class ShareReverse {
     scale_rows(t);
     scale_columns(t, false);
     share.barrier();
-    bool stale = true;   // K is of another frame
+    bool stale = true;  // K is of another frame
     bool begun = false;
     bool split = false;  // the columns of the first iteration are done, in frame B
     while (true) {
@@ -84,9 +84,7 @@ class ShareReverse {
   KD_DEVICE bool frames_differ() {  // A and B
     bool differ = false;
     share.for_rows([&](int i) KD_LAMBDA { differ |= offsets(0)[i] != offsets(1)[i]; });
-    share.for_columns([&](int j) KD_LAMBDA {
-      differ |= offsets(0)[call.of.rows + j] != offsets(1)[call.of.rows + j];
-    });
+    share.for_columns([&](int j) KD_LAMBDA { differ |= offsets(0)[call.of.rows + j] != offsets(1)[call.of.rows + j]; });
     return share.anywhere(differ);
   }
 
@@ -111,9 +109,8 @@ class ShareReverse {
       take_offsets(1);  // exactly, whatever was rounded on the way
     } else {
       share.for_rows([&](int i) KD_LAMBDA { share.row_offset[i] = moved(share.row_offset[i], rho(t)[i], eps, -1); });
-      share.for_columns([&](int j) KD_LAMBDA {
-        share.column_offset[j] = moved(share.column_offset[j], sigma(t)[j], eps, -1);
-      });
+      share.for_columns(
+          [&](int j) KD_LAMBDA { share.column_offset[j] = moved(share.column_offset[j], sigma(t)[j], eps, -1); });
     }
   }
 
@@ -161,8 +158,8 @@ class ShareReverse {
     float* const total = call.total + share.problem.index * call.of.rows * width;
     for (int pass = 0; pass < 2; ++pass) {
       derive(total);
-      share.add_up_columns(
-          [&](int i, int j) KD_LAMBDA { return total[i * width + j] * share.kernel_row(i)[j] * x[i]; });
+      share.add_up_columns([&](int i, int j)
+                               KD_LAMBDA { return total[i * width + j] * share.kernel_row(i)[j] * x[i]; });
       share.barrier();
       share.for_columns([&](int j) KD_LAMBDA {
         const float scaled_sum = share.column_sum(j) * sigma(last)[j];
@@ -285,9 +282,9 @@ class ShareReverse {
   const double eps;
   const float upstream;
   float *x, *alpha, *a_gradient, *y, *beta, *b_gradient, *centre;
-  double *f, *g;  // potentials; 0 where nothing is sent
-  bool jumped = false;  // from frame A to frame B, in the first iteration
-  int terms = 0;        // gathered since the last flush
+  double *f, *g;                    // potentials; 0 where nothing is sent
+  bool jumped = false;              // from frame A to frame B, in the first iteration
+  int terms = 0;                    // gathered since the last flush
   float* column_weights = nullptr;  // y' of the iteration
 };
 

@@ -48,9 +48,8 @@ class ShareSolver {
       if (t == 0 && !jumped) {
         keep_offsets(0);
         bool far = false;
-        share.for_columns([&](int j) KD_LAMBDA {
-          far |= share.b(j) > 0.0f && share.column_sum(j) < ScalingLimits<float>::kFar;
-        });
+        share.for_columns(
+            [&](int j) KD_LAMBDA { far |= share.b(j) > 0.0f && share.column_sum(j) < ScalingLimits<float>::kFar; });
         jumped = share.anywhere(far);
         if (jumped) {
           jump();
@@ -184,8 +183,7 @@ class ShareSolver {
     if (share.rank != 0) return;
     double value = share.sum(problem.rows, [&](int i) { return double(of_row[i]); });
     if (entropic) value += share.sum(problem.columns, [&](int j) { return double(of_column[j]); });
-    const double misplaced =
-        share.sum(problem.rows, [&](int i) { return abs(double(sent[i]) - double(share.a(i))); });
+    const double misplaced = share.sum(problem.rows, [&](int i) { return abs(double(sent[i]) - double(share.a(i))); });
     if (share.thread == 0) {
       call.value[problem.index] = float(value);
       call.error[problem.index] = mass > 0 ? float(misplaced / mass) : 0.0f;

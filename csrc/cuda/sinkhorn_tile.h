@@ -141,11 +141,13 @@ template <int kSize, int kEntries> class Tile {
     if (e % 8 == 0) __syncwarp();
   }
 
-  // K from the offsets, which every thread sees; also lets all threads catch up.
+  // K from the offsets and costs; first lets all threads catch up.
   KD_DEVICE void build() {
+    const bool rounded = any(part == 0 && (shared->column_offset[line] != 0.0 ||
+                                           double(float(shared->row_offset[line])) != shared->row_offset[line]));
     const double f = shared->row_offset[line], h = shared->column_offset[line];
     const double rate = 1.0 / (problem.eps * kLnBase<float>);
-    if (!any(h != 0.0 || double(float(f)) != f)) {
+    if (!rounded) {
       // The difference from a row's offset is rounded relative to itself, and needs no double.
       const float single_rate = float(rate), minimum = float(f);
 #pragma unroll

@@ -28,8 +28,7 @@ template <int kSize, int kEntries> class TileReverse {
     if (t < call.of.iterations && tile.any(has_drifted(rho, sigma))) release(t, rho, sigma);
     publish_rows(t, rho);
     tile.publish(tile.shared->y, scaled(tile.b(), sigma, false));
-    tile.sync();
-    bool stale = true;   // K is of another frame
+    bool stale = true;  // K is of another frame
     bool begun = false;
     bool split = false;  // the columns of the first iteration are done, in frame B
     while (true) {
@@ -60,7 +59,6 @@ template <int kSize, int kEntries> class TileReverse {
           tile.sync();
           tile.publish(x, tile.a() * tile.shared->rho[tile.line]);
           tile.publish(tile.shared->y, 0.0f);  // its term is there
-          tile.sync();
           split = stale = true;
           continue;
         }
@@ -88,7 +86,6 @@ template <int kSize, int kEntries> class TileReverse {
       }
       publish_rows(t, rho_before);
       publish_columns(y, beta);
-      if (absorbed) tile.sync();
     }
     if (call.cost_gradient) settle(true);
     const SinkhornProblems& of = call.of;
@@ -179,8 +176,8 @@ template <int kSize, int kEntries> class TileReverse {
     tile.shared->b_gradient[tile.line] += beta;
   }
 
-  // alpha = rho (G K y), beta = sigma (G^T K x) and the first of the pairs, x y^T (dV - G / eps), all with the columns of
-  // G centred: what G has in common there changes nothing but dL/db.
+  // alpha = rho (G K y), beta = sigma (G^T K x) and the first of the pairs, x y^T (dV - G / eps), all with the columns
+  // of G centred: what G has in common there changes nothing but dL/db.
   KD_DEVICE void begin(int last) {
     const float upstream = call.upstream[tile.problem.index];
     const float* const xs = tile.shared->x[last % 2];
@@ -198,16 +195,16 @@ template <int kSize, int kEntries> class TileReverse {
       const float of_value = call.of.entropic ? float(tile.shared->f[i]) : tile.cost_in_column(e);
       mean = fma(k == 0.0f ? 0.0f : of_value * k, xs[i], mean);
     });
-    const float value_centre = upstream * (tile.whole(mean) * sigma + (call.of.entropic && y != 0.0f ? float(g) : 0.0f));
+    const float value_centre =
+        upstream * (tile.whole(mean) * sigma + (call.of.entropic && y != 0.0f ? float(g) : 0.0f));
     tile.publish(tile.shared->centre, value_centre);
     tile.sync();
     derive(upstream);
     tile.sync();
     // What is asked of the plan itself may have more in common.
     float rest_of_mean = 0.0f;
-    for_entries([&](int e, int i) KD_LAMBDA {
-      rest_of_mean = fma(tile.cost_in_column(e) * tile.in_column[e], xs[i], rest_of_mean);
-    });
+    for_entries([&](int e, int i)
+                    KD_LAMBDA { rest_of_mean = fma(tile.cost_in_column(e) * tile.in_column[e], xs[i], rest_of_mean); });
     const float centre = tile.whole(rest_of_mean) * sigma;
     tile.publish(tile.shared->centre, centre);
     tile.sync();
@@ -251,9 +248,7 @@ template <int kSize, int kEntries> class TileReverse {
   // What this frame adds to the gradient of the cost, K * pairs / eps: to `total`, or at last to its place.
   KD_DEVICE void settle(bool last) {
     const float inverse_eps = float(1.0 / tile.problem.eps);
-    for_entries([&](int e, int) KD_LAMBDA {
-      tile.cost_in_column(e) = tile.in_column[e] * pairs[e] * inverse_eps;
-    });
+    for_entries([&](int e, int) KD_LAMBDA { tile.cost_in_column(e) = tile.in_column[e] * pairs[e] * inverse_eps; });
     tile.sync();
     const int64_t begin = tile.problem.index * call.of.rows * call.of.columns;
     tile.for_matrix([&](int i, int j, float gradient) KD_LAMBDA {
@@ -276,8 +271,8 @@ template <int kSize, int kEntries> class TileReverse {
   float pairs[kEntries];
 };
 
-template <int kSize, int kEntries>
-__global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock) sinkhorn_tile_backward_kernel(const SinkhornBackwardCall call) {
+template <int kSize, int kEntries> __global__ void __launch_bounds__(Tile<kSize, kEntries>::kBlock)
+    sinkhorn_tile_backward_kernel(const SinkhornBackwardCall call) {
   const int64_t problem = tile_problem<kSize, kEntries>(call.of);
   if (problem >= 0) TileReverse<kSize, kEntries>(call).run(problem);
 }

@@ -9,7 +9,7 @@ from kd_kernels.testing.budget import assert_within_budget
 
 def by_kernels(
     cuda, cost, a, b, of_value, of_plan, *, eps=0.1, iterations=3, tol=None, lengths=None, start=None,
-    value="transport", device=None,
+    value="transport", gradient=True, device=None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Of functions as kd_kernels.backends.cuda has them; `device`: what they are told of it."""
     device = device or {}
@@ -17,6 +17,8 @@ def by_kernels(
     given = cost, a, b, of_problem, lengths
     results = cuda.sinkhorn(*given, start, iterations, -1.0 if tol is None else tol, value, True, True, **device)
     found = dict(zip(("value", "f", "g", "plan", "iterations", "error", "history", "offsets"), results, strict=True))
+    if not gradient:
+        return found
     past = found["iterations"], found["history"], found["offsets"]
     wanted = [True, a is not None, b is not None]
     gradients = cuda.sinkhorn_backward(of_value, of_plan, *given, *past, value, wanted, **device)

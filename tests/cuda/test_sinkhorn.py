@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from sinkhorn_calls import by_autograd, by_kernels, check
 from problems import leaves, plain_iterations, random_problem
+from sinkhorn_calls import by_autograd, by_kernels, check
 
 from kd_kernels.testing.budget import assert_within_budget
 
 INF, NAN = math.inf, math.nan
-# Devices on which a problem beyond the tiles takes another form; None: what the fixture has.
+# Devices on which a problem beyond the tiles takes another form.
 IN_ONE_BLOCK = {"capability": (8, 0)}
 STREAMED = {"properties": {"shared_memory_per_block_optin": 16 << 10}}
 IN_EIGHT_BLOCKS = {"properties": {"multi_processor_count": 64}}
@@ -145,7 +145,7 @@ def test_lengths_change_no_bit(emulated):
     alone = []
     options = {"eps": 5e-3, "iterations": 4, "value": "entropic"}
     for i, (p, q) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-        part = random_problem(p, q, 1, torch.float32) if p else (torch.rand(1, p, q), torch.rand(1, p), torch.rand(1, q))
+        part = random_problem(p, q, 1, torch.float32) if p else tuple(map(torch.rand, ((1, p, q), (1, p), (1, q))))
         weights = torch.ones(1), torch.randn(1, p, q)
         cost[i, :p, :q], a[i, :p], b[i, :q], of_plan[i, :p, :q] = part[0][0], part[1][0], part[2][0], weights[1][0]
         alone.append(by_kernels(emulated, *part, *weights, **options))
@@ -252,10 +252,11 @@ def test_what_is_not_wanted(emulated, n, m):
     eps = torch.full((2,), 1e-3, dtype=torch.float64)
     given = cost, a, b, eps, None
     arguments = *given, None, 8, -1.0, "transport"
-    value, f, g, plan, run, error, history, offsets = emulated.sinkhorn(*arguments, False, False)
-    assert plan.shape == history.shape == offsets.shape == (0,)
-    *_, history, offsets = emulated.sinkhorn(*arguments, True, True)
-    past = run, history, offsets, "transport"
+    *some, history, offsets = emulated.sinkhorn(*arguments, False, False)
+    assert some[3].shape == history.shape == offsets.shape == (0,)
+    *every, history, offsets = emulated.sinkhorn(*arguments, True, True)
+    assert all(torch.equal(some[k], every[k]) for k in (0, 1, 2, 4, 5))
+    past = every[4], history, offsets, "transport"
     every = emulated.sinkhorn_backward(torch.ones(2), None, *given, *past, [True] * 3)
     for k in range(3):
         wanted = [k == other for other in range(3)]

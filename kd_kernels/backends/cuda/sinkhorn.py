@@ -89,9 +89,7 @@ def sinkhorn_backward(
     return of_cost, of_a, of_b
 
 
-def _problems(
-    cost, a, b, eps, lengths, iterations, value
-) -> tuple[_cuda.SinkhornProblems, tuple[Tensor | None, ...]]:
+def _problems(cost, a, b, eps, lengths, iterations, value) -> tuple[_cuda.SinkhornProblems, tuple[Tensor | None, ...]]:
     """What the kernels are told of the problems, and what has to live until they were called."""
     a, b = (x if x is None else x.float().contiguous() for x in (a, b))
     eps = eps.contiguous()
@@ -106,6 +104,4 @@ def _problems(
 def _device(x: Tensor) -> _cuda.Device:
     major, minor = torch.cuda.get_device_capability(x.device)
     properties = torch.cuda.get_device_properties(x.device)
-    return _cuda.Device(
-        10 * major + minor, properties.multi_processor_count, properties.shared_memory_per_block_optin
-    )
+    return _cuda.Device(10 * major + minor, properties.multi_processor_count, properties.shared_memory_per_block_optin)
