@@ -71,10 +71,13 @@ def resources(file: Path) -> list[Resources]:
     return sorted(Resources(names[mangled], *rest) for mangled, *rest in found)
 
 
-def code(file: Path, target: str) -> list[Code]:
-    """Machine code of every kernel for an architecture; by kernel."""
+def code(file: Path, target: str, part: str = "") -> list[Code]:
+    """Machine code for an architecture of every kernel whose mangled name has this part; by kernel."""
+    listed = _run(cuobjdump(), "--dump-resource-usage", "--gpu-architecture", target, str(file)).splitlines()
+    chosen = ",".join(match[1] for line in listed if (match := _FUNCTION.match(line)) and part in match[1])
     found, mangled = {}, ""
-    for line in _run(cuobjdump(), "--dump-sass", "--gpu-architecture", target, str(file)).splitlines():
+    sass = _run(cuobjdump(), "--dump-sass", "--gpu-architecture", target, "--function", chosen, str(file))
+    for line in sass.splitlines():
         if match := _FUNCTION.match(line):
             mangled = match[1]
             found[mangled] = []
