@@ -133,4 +133,84 @@ def many_terms(cuda):
     compare(cuda, *random_problem(9, 130, 1, torch.float32), EIGHT_BLOCKS, eps=0.2, iterations=26)
 
 
-BUGS: list[CudaBug] = []
+FORWARD, BACKWARD = ("l1_cost", "sinkhorn"), ("l1_cost", "sinkhorn", "sinkhorn_backward")
+TILE, SOLVER, REVERSE, SHARE, SHARE_SOLVER, SHARE_REVERSE = (
+    f"cuda/sinkhorn_{name}.h"
+    for name in ("tile", "tile_kernel", "tile_backward_kernel", "share", "share_kernel", "share_backward_kernel")
+)
+tiles_forward, frames_forward, shares_forward, shared_frames_forward, masses_forward = map(
+    forward, (tiles, frames_of_tiles, shares, frames_of_shares, masses_and_starts)
+)
+
+
+def bug(file, original, mutated, check, why):
+    return CudaBug(file, original, mutated, check, FORWARD if check.__name__.endswith("_forward") else BACKWARD, why)
+
+
+def without(file, lines, check):
+    """Of lines that end with a barrier: without that."""
+    kept, _, barrier = lines.rpartition("\n")
+    return bug(file, lines, kept + "\n", check, f"{file}: no {barrier.strip()} after {kept.strip()}")
+
+
+BUGS = [
+    # Tiles
+    without(SOLVER, "publish(tile.shared->x[0], x);\n      tile.sync();", tiles_forward),
+    without(
+        SOLVER,
+        "x = scaled(tile.a(), rho, true);\n    tile.publish(tile.shared->x[0], x);\n    tile.sync();",
+        frames_forward,
+    ),
+    bug(
+        SOLVER,
+        "call.tolerance * mass) break;",
+        "call.tolerance) break;",
+        tiles_forward,
+        "the mass misplaced, not its share",
+    ),
+    bug(SOLVER, "tile.any(tile.b() > 0.0f && sum <", "tile.any(false && sum <", frames_forward, "no frame B"),
+    bug(SOLVER, "p == 0.0f ? 0.0f : p *", "p *", masses_forward, "0 times an infinite cost"),
+    bug(TILE, "counts ? costs(i, j) : kInfinity", "costs(i, j)", masses_forward, "costs of lines without mass"),
+    bug("cuda/sinkhorn_launch.h", "if (holds(64))", "if (largest == 64)", forward(lengths), "a tile left out"),
+    without(REVERSE, "tile.raise(t > 1 && has_drifted(rho_before, sigma_before));\n      tile.sync();", tiles),
+    bug(
+        REVERSE,
+        "tile.any(has_drifted(rho, sigma))) release(t, rho, sigma);",
+        "false) release(t, rho, sigma);",
+        frames_of_tiles,
+        "new offsets of an iteration that was not run",
+    ),
+    bug(REVERSE, "if (kept) gradient += call.total[at];", "", frames_of_tiles, "the gradient of one frame alone"),
+    bug(REVERSE, "value_centre + centre", "centre", tiles, "the gradient of the centres left out"),
+    # Shares
+    without(SHARE, "row(first + lane, mine);\n        }\n        __syncthreads();", shares_forward),
+    bug(SHARE, "turn_ = 1 - turn_;", "", shared_frames_forward, "flags written anew while others read them"),
+    bug(
+        SHARE,
+        "part < kSinkhornParts; ++part) total",
+        "part < kSinkhornParts - 1; ++part) total",
+        shares_forward,
+        "a part's rows left out",
+    ),
+    bug(
+        SHARE_SOLVER,
+        "      share.barrier();\n      if (t > 0 &&",
+        "      if (t > 0 &&",
+        shares_forward,
+        "sums of other blocks read before they are there",
+    ),
+    bug(
+        SHARE_REVERSE,
+        "flush();\n        share.barrier();  // terms are written anew",
+        "flush();",
+        many_terms,
+        "terms written anew while others read them",
+    ),
+    bug(
+        SHARE_REVERSE,
+        "terms + 2 > kSinkhornTerms",
+        "terms > kSinkhornTerms",
+        many_terms,
+        "more terms than there is room for",
+    ),
+]
