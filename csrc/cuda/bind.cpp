@@ -180,7 +180,10 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       .def_readonly("ranges", &kd::L1Cut::ranges)
       .def_readonly("width", &kd::L1Cut::width)
       .def_readonly("sums", &kd::L1Cut::sums);
-  m.def("l1_cut", &kd::l1_cut, "How the costs of a problem are cut.");
+  m.def(
+      "l1_cut",
+      [](int rows, int others, int columns, int64_t threads) { return kd::l1_cut(rows, others, columns, threads); },
+      "How the costs of a problem are cut.");
   py::class_<kd::cuda::Device>(m, "Device").def(py::init([](int capability, int multiprocessors, int64_t shared_bytes) {
     return kd::cuda::Device{capability, multiprocessors, shared_bytes};
   }));

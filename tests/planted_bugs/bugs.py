@@ -20,6 +20,17 @@ class Bug(NamedTuple):
         _plant(folder, self.file, self.original, self.mutated)
 
 
+class Change(NamedTuple):
+    """Of a source file, which is no bug."""
+
+    file: str
+    original: str
+    mutated: str
+
+    def plant(self, folder: Path) -> None:
+        _plant(folder, self.file, self.original, self.mutated)
+
+
 class CudaBug(NamedTuple):
     """Likewise, of a CUDA kernel."""
 

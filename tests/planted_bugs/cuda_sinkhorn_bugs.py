@@ -133,7 +133,7 @@ def many_terms(cuda):
     compare(cuda, *random_problem(9, 130, 1, torch.float32), EIGHT_BLOCKS, eps=0.2, iterations=26)
 
 
-FORWARD, BACKWARD = ("l1_cost", "sinkhorn"), ("l1_cost", "sinkhorn", "sinkhorn_backward")
+FORWARD, BACKWARD = ("sinkhorn",), ("sinkhorn", "sinkhorn_backward")
 TILE, SOLVER, REVERSE, SHARE, SHARE_SOLVER, SHARE_REVERSE = (
     f"cuda/sinkhorn_{name}.h"
     for name in ("tile", "tile_kernel", "tile_backward_kernel", "share", "share_kernel", "share_backward_kernel")

@@ -95,6 +95,18 @@ def row_losses(
     return losses
 
 
+def row_plan(
+    columns: int, dtype: torch.dtype, family: str, capability: int, *, blocks: int | None = None
+) -> dict[str, int]:
+    """How rows of so many columns are laid over a device of compute capability `capability`, 10 major + minor.
+
+    blocks: that share a row on chip, 0 where it is streamed; threads of a block; slice: vectors of 16 bytes of either
+    side in a block; keeps: whether h has a place beside them; shared_bytes of a block (csrc/cuda/row_plan.h).
+    """
+    plan = _cuda.row_plan(columns, DTYPES[dtype], _FAMILIES[family], capability, -1 if blocks is None else blocks)
+    return {name: getattr(plan, name) for name in ("blocks", "threads", "slice", "keeps", "shared_bytes")}
+
+
 def workspace(size: int, device: torch.device) -> Tensor:
     """Memory for logits or gradients of them that are done with soon: bytes [size]."""
     return torch.empty(size, dtype=torch.uint8, device=device)
