@@ -83,17 +83,20 @@ struct SinkhornShape {  // of a large problem's cluster
 // Entries from one row of K to the next: whole float4.
 KD_HD int64_t sinkhorn_pitch(int64_t columns) { return (columns + 3) / 4 * 4; }
 
+// Bytes of shared memory of a block beside K.
+constexpr int64_t kSinkhornShared = 4096;
+
 // As few blocks as hold K on chip, and more where the device would be idle otherwise.
 inline SinkhornShape sinkhorn_shape(const SinkhornProblems& of, const Device& device) {
-  constexpr int64_t kVectors = 4096;  // bytes of shared memory beside K
   const int most = device.capability >= 90 ? kSinkhornParts : 1;
   const auto bytes = [&](int blocks) {
     return kSinkhornParts / blocks * ((of.rows + kSinkhornParts - 1) / kSinkhornParts) * sinkhorn_pitch(of.columns) * 4;
   };
   int blocks = 1;
-  while (blocks < most && bytes(blocks) > device.shared_bytes - kVectors) blocks *= 2;
+  const int64_t room = device.shared_bytes - kSinkhornShared;
+  while (blocks < most && bytes(blocks) > room) blocks *= 2;
   while (blocks < most && of.problems * blocks * 2 <= device.multiprocessors) blocks *= 2;
-  const bool on_chip = bytes(blocks) <= device.shared_bytes - kVectors;
+  const bool on_chip = bytes(blocks) <= room;
   return {blocks, on_chip, on_chip ? size_t(bytes(blocks)) : 0};
 }
 

@@ -23,6 +23,7 @@ class Share {
     int found;
   };
   static constexpr size_t kKernelAt = (sizeof(Shared) + 15) / 16 * 16;  // of the shared memory, where K is there
+  static_assert(kKernelAt <= kSinkhornShared);
 
   KD_DEVICE Share(const SinkhornProblems& problems, float* workspace, int terms, bool on_chip)
       : of(problems),
