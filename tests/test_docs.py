@@ -9,9 +9,13 @@ import torch
 import kd_kernels as kd
 from kd_kernels.backends import select
 from kd_kernels.cli import COMMANDS
+from kd_kernels.distillation.method import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# Of the frameworks that have a page, those whose page uses them.
+FRAMEWORKS = {"trl.md": "trl", "transformers.md": "accelerate"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -39,6 +43,8 @@ def kinds_table(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(page):
     """The blocks of a page, from top to bottom, as one program."""
+    if page.parent.name == "integrations" and page.name in FRAMEWORKS:
+        pytest.importorskip(FRAMEWORKS[page.name])
     namespace = {"__name__": "__main__"}
     for line, code in blocks(page, "python"):
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
@@ -81,3 +87,22 @@ def test_the_check_of_a_change_runs_the_documented_command():
     commands = [line for _, code in blocks(ROOT / "README.md", "bash") for line in code.splitlines()]
     (tests,) = (line for line in commands if "pytest" in line)
     assert tests in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_the_table_of_methods_is_that_of_the_command_line():
+    """Every method with a page of its own, and the defaults of its options."""
+    section = re.search(r"^### Methods$(.*?)^### ", (ROOT / "docs/commands.md").read_text(), re.MULTILINE | re.DOTALL)[
+        1
+    ]
+    rows = re.findall(r"^\| (?:\[`(\w+)`\]\(methods/(\w+)\.md\)|`(divergence)`) \|.*\| (.*) \|$", section, re.MULTILINE)
+    assert sorted(name or plain for name, _, plain, _ in rows) == sorted(METHODS)
+    for name, page, plain, options in rows:
+        assert name == page
+        found = dict(re.findall(r"`--([\w-]+) ([\w.]+)`", options))
+        defaults = METHODS[name or plain].defaults
+        assert found
+        for option, value in found.items():
+            default = defaults.get(option.replace("-", "_"))
+            assert default is None or (value == default if isinstance(default, str) else float(value) == default), (
+                option
+            )

@@ -1,7 +1,6 @@
 """`kd-kernels compare`: arguments."""
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -48,11 +47,10 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name not in OWN}
     runs = {}
     for name in args.names:
-        folder = re.sub(r"[^\w.+-]", "-", name)
-        if folder in runs:
+        if name in runs:
             raise ValueError(f"{name} is there twice")
-        runs[folder] = _line(name, given, out / folder)
-        _check(name, runs[folder])
+        runs[name] = _line(name, given, comparison.folder_of(out, name))
+        _check(name, runs[name])
     try:
         result = comparison.compare(runs, out)
     except Stopped as stopped:

@@ -6,6 +6,7 @@ its runs left off.
 
 import csv
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -35,28 +36,33 @@ def compare(runs: Mapping[str, Sequence[str]], out: Path) -> dict[str, Any]:
     """Makes the runs that are not finished yet, one after another.
 
     Args:
-        runs: by label, the command line of each.
-        out: a folder for the comparison; a run writes into the folder of its label there.
+        runs: by name, the command line of each, which writes to `folder_of(out, name)`.
+        out: a folder for the comparison.
 
     Returns:
-        What `comparison.json` holds: `before`, the start of all, `teacher`, and `runs` by label.
+        What `comparison.json` holds: `before`, the start of all, `teacher`, and `runs` by name.
 
     Raises:
         ValueError: a run failed.
         Stopped: on SIGINT or SIGTERM, when the run under way has stopped.
     """
-    for label, line in runs.items():
-        print(f"== {label}", file=sys.stderr)
+    for name, line in runs.items():
+        print(f"== {name}", file=sys.stderr)
         status = run(line)
         if status:
-            raise ValueError(f"{label} ended with status {status}")
-    found = {label: _found(out / label) for label in runs}
-    results = [json.loads((out / label / folder.RESULT).read_text()) for label in runs]
-    result = {"before": results[0]["before"], "teacher": results[0]["teacher"], "runs": found}
+            raise ValueError(f"{name} ended with status {status}")
+    first = json.loads((folder_of(out, next(iter(runs))) / folder.RESULT).read_text())
+    found = {name: _found(folder_of(out, name)) for name in runs}
+    result = {"before": first["before"], "teacher": first["teacher"], "runs": found}
     write_json(out / JSON, result)
     replace_file(out / CSV, partial(_write_csv, result))
     replace_file(out / PLOT, partial(plot.draw_comparison, result, COLUMNS))
     return result
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """Where a run writes to."""
+    return out / re.sub(r"[^\w.+-]", "-", name)
 
 
 def run(line: Sequence[str]) -> int:
@@ -82,8 +88,8 @@ def table(result: Mapping[str, Any]) -> str:
     runs = sorted(result["runs"].items(), key=lambda item: item[1]["forward_kl"])
     width = max(map(len, ["held-out text, nats/token", *result["runs"]])) + 2
     lines = ["held-out text, nats/token".ljust(width) + "".join(f"{title:>15}" for title in COLUMNS.values())]
-    for label, numbers in (("(before)", result["before"]), *runs, ("(teacher)", result["teacher"])):
-        lines.append(label.ljust(width) + "".join(f"{_short(numbers.get(name)):>15}" for name in COLUMNS))
+    for name, numbers in (("(before)", result["before"]), *runs, ("(teacher)", result["teacher"])):
+        lines.append(name.ljust(width) + "".join(f"{_short(numbers.get(column)):>15}" for column in COLUMNS))
     return "\n".join(lines)
 
 
@@ -103,7 +109,7 @@ def _write_csv(result: Mapping[str, Any], path: Path) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["run", *COLUMNS])
         writer.writeheader()
-        writer.writerows({"run": label, **numbers} for label, numbers in result["runs"].items())
+        writer.writerows({"run": name, **numbers} for name, numbers in result["runs"].items())
 
 
 def _short(value: float | None) -> str:

@@ -66,7 +66,13 @@ class _OfChunks(_Loss):
 
     def forward(self, student_logits: list[Tensor], teacher_logits: list[Tensor], labels: Tensor) -> Tensor:
         """Chunks of logits `[batch, tokens / num_output_chunks, V]`, labels `[batch, tokens]` -> mean."""
-        chunks = zip(student_logits, teacher_logits, labels.chunk(self.num_output_chunks, dim=1), strict=True)
+        of_labels = labels.chunk(self.num_output_chunks, dim=1)
+        if not len(student_logits) == len(teacher_logits) == len(of_labels):
+            raise ValueError(
+                f"student_logits and teacher_logits must have as many chunks as labels have, {len(of_labels)}; got "
+                f"{len(student_logits)} and {len(teacher_logits)}"
+            )
+        chunks = zip(student_logits, teacher_logits, of_labels, strict=True)
         count = (labels != self.ignore_index).sum().clamp(min=1)
         return sum(self._total(*chunk, "sum") for chunk in chunks) / count
 

@@ -20,6 +20,7 @@ Rows = slice | Tensor  # an index (C,) where some do not count
 Losses = Callable[[Tensor, Rows], Tensor]
 
 
+@torch.compiler.disable  # which rows count is looked up, and backward runs autograd itself
 def losses_by_chunk(
     losses: Losses, student: Tensor | Head, counted: Tensor | None, chunk_tokens: int | None = None
 ) -> Tensor:

@@ -44,11 +44,11 @@ def test_one_table_of_runs_from_the_same_start(line, in_this_process, tmp_path, 
     assert main(line(*NAMES)) == 0
     out = tmp_path / "compare"
     found = json.loads((out / "comparison.json").read_text())
-    assert tuple(found["runs"]) == FOLDERS
-    for folder in FOLDERS:
-        run, numbers = result(out / folder), found["runs"][folder]
+    assert tuple(found["runs"]) == NAMES
+    for name, folder in zip(NAMES, FOLDERS, strict=True):
+        run, numbers = result(out / folder), found["runs"][name]
         assert run["before"] == found["before"]
-        assert all(numbers[name] == run["after"][name] for name in ("cross_entropy", "forward_kl", "reverse_kl"))
+        assert all(numbers[column] == run["after"][column] for column in ("cross_entropy", "forward_kl", "reverse_kl"))
         records = [json.loads(x) for x in (out / folder / "metrics.jsonl").read_text().splitlines()]
         steps = sorted(r["seconds"] for r in records if "loss" in r)
         assert len(steps) == 10
@@ -57,7 +57,7 @@ def test_one_table_of_runs_from_the_same_start(line, in_this_process, tmp_path, 
 
     with open(out / "comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row.pop("run") for row in rows] == list(FOLDERS)
+    assert [row.pop("run") for row in rows] == list(NAMES)
     assert [{k: float(v) for k, v in row.items()} for row in rows] == list(found["runs"].values())
 
     table = capsys.readouterr().out.splitlines()[-6:]
@@ -100,7 +100,7 @@ def test_a_comparison_goes_on_where_it_was(line, in_this_process, tmp_path, caps
     assert main(line("forward_kl", "jsd:beta=0.1", resume=True)) == 0
     assert metrics(tmp_path / "compare" / "forward_kl") == before
     assert set(json.loads((tmp_path / "compare" / "comparison.json").read_text())["runs"]) == {
-        "forward_kl", "jsd-beta-0.1",
+        "forward_kl", "jsd:beta=0.1",
     }  # fmt: skip
 
 
