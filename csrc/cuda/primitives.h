@@ -66,6 +66,18 @@ KD_DEVICE uint32_t to_half2(float low, float high) {
   return bits;
 }
 
+// The larger of either half of two words; of a NaN and a number the number.
+KD_DEVICE uint32_t max_bfloat162(uint32_t a, uint32_t b) {
+  uint32_t bits;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(bits) : "r"(a), "r"(b));
+  return bits;
+}
+KD_DEVICE uint32_t max_half2(uint32_t a, uint32_t b) {
+  uint32_t bits;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(bits) : "r"(a), "r"(b));
+  return bits;
+}
+
 // Global memory that is read or written once: 16 aligned bytes past the first-level cache.
 KD_DEVICE uint4 load_streaming16(const void* p) {
   uint4 v;

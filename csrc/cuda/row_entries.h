@@ -74,6 +74,13 @@ template <int kBytes, int kWords> KD_DEVICE Words<kWords> pack(const float (&x)[
   return to;
 }
 
+// The larger entries of 16 bits of either vector in turn, two at a time.
+KD_DEVICE uint32_t largest_of(uint32_t so_far, const Words<4>& of, bool half) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) so_far = half ? max_half2(so_far, of.w[k]) : max_bfloat162(so_far, of.w[k]);
+  return so_far;
+}
+
 // Of two vectors that follow one another, the one that begins with entry `entry` of the first, 1 to kEntries - 1.
 template <int kBytes> KD_DEVICE Words<4> from_entry(const Words<4>& first, const Words<4>& second, int entry) {
   uint32_t w[8];

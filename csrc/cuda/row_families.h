@@ -33,7 +33,9 @@ struct JsdRows : TermRows<false> {
 
 template <bool OfStudent> struct MixtureRows : TermRows<false> {
   static KD_HD MixtureKl<Near, float, OfStudent> near(float a, float) { return {a, 1 - a}; }
-  static KD_HD Term<float> far(const LogSides<float>& v, float a) { return LogMixtureKl<float, OfStudent>{a, 1 - a}(v); }
+  static KD_HD Term<float> far(const LogSides<float>& v, float a) {
+    return LogMixtureKl<float, OfStudent>{a, 1 - a}(v);
+  }
 };
 
 struct TvdRows : TermRows<true> {
@@ -45,7 +47,7 @@ struct TvdRows : TermRows<true> {
 template <bool UnitBeta> struct TodiRows : TermRows<false> {
   static KD_HD Todi<float, UnitBeta> near(float a, float) { return {a}; }
   static KD_HD Term<float> far(const LogSides<float>& v, float a) {
-    return FarTodi<float, UnitBeta>{a}({v.p(), v.q(), ln2<float>() * (v.below ? -v.x : v.x)});
+    return FarTodi<float, UnitBeta>{a}({v.p(), v.q(), v.d()});
   }
 };
 

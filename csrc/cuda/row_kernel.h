@@ -138,7 +138,14 @@ template <class Family, int kBytes, class Slice> class RowKernel {
 
   KD_DEVICE void tops(const RowPair<kBytes>& pair, int count, float (&top)[2]) {
     top[0] = top[1] = -INFINITY;
+    const uint32_t lowest = of_.half ? 0xfc00fc00u : 0xff80ff80u;  // -inf twice
+    uint32_t tops_student = lowest, tops_teacher = lowest;
     slice_.sweep(pair, threadIdx.x, blockDim.x, count, [&](const Place<kBytes>& at) {
+      if (kBytes == 2 && pair.has_all(at.entry)) {
+        tops_student = largest_of(tops_student, Words<4>::load(at.student), of_.half);
+        tops_teacher = largest_of(tops_teacher, Words<4>::load(at.teacher), of_.half);
+        return;
+      }
       float x[kEntries], y[kEntries];
       at.template read<kWide>(pair, of_.half, 0, x, y);
 #pragma unroll
@@ -147,6 +154,13 @@ template <class Family, int kBytes, class Slice> class RowKernel {
         top[1] = max(top[1], y[k]);
       }
     });
+    if constexpr (kBytes == 2) {
+      float x[4], y[4];
+      unpack<2>(Words<2>{{tops_student, lowest}}, of_.half, x);
+      unpack<2>(Words<2>{{tops_teacher, lowest}}, of_.half, y);
+      top[0] = max(top[0], max(x[0], x[1]));
+      top[1] = max(top[1], max(y[0], y[1]));
+    }
     team_.template reduce<Maximum>(top);
   }
 
@@ -245,7 +259,7 @@ template <class Family, int kBytes, class Slice> class RowKernel {
       LogSides<float> v;
       v.below = of.d <= 0.0f;
       v.big = exp2_fast(v.below ? of.y : of.x) * (v.below ? r_.inverse_teacher : r_.inverse_student);
-      v.x = v.big > 0.0f ? abs(of.d) : 0.0f;
+      v.x = min(abs(of.d), kFarApart<float>);  // also of a NaN
       v.ratio = exp2_fast(-v.x);
       *q = v.q();
       return Family::far(v, of_.a);

@@ -5,8 +5,8 @@
 //   StreamedSlice  vectors come through a ring of a few for every thread, once for every sweep
 //
 // In global memory a row may begin anywhere within 16 bytes. On chip it is copied as it lies and then moved, and its
-// gradient moved back; a streamed one is copied entry by entry, which takes longer. Either way it gives the same bits as
-// anywhere else.
+// gradient moved back; a streamed one is copied entry by entry, which takes longer. Either way it gives the same bits
+// as anywhere else.
 #pragma once
 
 #include "row_arguments.h"
@@ -170,7 +170,8 @@ template <int kBytes> class OnChipSlice {
       return whole_end > whole_begin ? (whole_end - whole_begin) * kVectorBytes : 0;
     }
     KD_DEVICE void copy_whole(uint4* to, Barrier* arrived) const {
-      if (whole_bytes() > 0) bulk_load(to + whole_begin - begin, vectors + whole_begin * kEntries, whole_bytes(), arrived);
+      if (whole_bytes() > 0)
+        bulk_load(to + whole_begin - begin, vectors + whole_begin * kEntries, whole_bytes(), arrived);
     }
     KD_DEVICE void copy_ends(uint4* to) const {
       const int v = threadIdx.x == 0 ? begin : end - 1;

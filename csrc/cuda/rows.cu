@@ -76,7 +76,8 @@ RowPlan plan_rows(int64_t columns, DType dtype, bool keeps, int capability, int 
   const auto on_chip = [&](int blocks, bool with_h) {
     const int64_t slice = (vectors + blocks - 1) / blocks;
     const int64_t sides = 2 * (slice + 1);  // a row that begins within a vector of memory ends in one more
-    const int64_t beside = with_h && bytes_of(dtype) == 2 ? slice : 0;  // h of 32 bits takes the teacher's place, or more
+    const int64_t beside =
+        with_h && bytes_of(dtype) == 2 ? slice : 0;  // h of 32 bits takes the teacher's place, or more
     return RowPlan{blocks, threads_for(slice), slice, with_h, sizeof(RowMemory) + size_t((sides + beside) * kVector)};
   };
   const auto streamed = [&] {

@@ -9,14 +9,15 @@ from torch import Tensor
 class DeviceCuda:
     """Functions of kd_kernels.backends.cuda on CPU tensors, by way of the GPU: what runs emulated elsewhere runs there.
 
-    `seed` has no meaning here; with a lower `capability` the forms for older devices run.
+    `seed` has no meaning here; `written` is as in EmulatedCuda; with a lower `capability` the forms for
+    older devices run.
     """
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*args, seed=0, capability=None, **options):
+        def call(*args, seed=0, capability=None, written=None, **options):
             from kd_kernels.backends import cuda
 
             here = torch.cuda.get_device_capability()
@@ -25,7 +26,7 @@ class DeviceCuda:
             with mock.patch.object(torch.cuda, "get_device_capability", return_value=told):
                 result = getattr(cuda, name)(*args, **options)
             torch.cuda.synchronize()
-            return moved(result, "cpu")
+            return moved(result if written is None else (result, [args[i] for i in written]), "cpu")
 
         return call
 

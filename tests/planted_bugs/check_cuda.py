@@ -34,8 +34,8 @@ class Backend:
         self._backend = EmulatedBackend(str(module))
 
     def __getattr__(self, name: str):
-        return lambda *args, seed=0, capability=(9, 0), properties=None, constants=None, **options: self._backend.call(
-            name, args, options, seed, capability, properties, constants
+        return lambda *args, seed=0, capability=(9, 0), properties=None, constants=None, written=None, **options: (
+            self._backend.call(name, args, options, seed, capability, properties, constants, written)
         )
 
 
@@ -61,7 +61,10 @@ def complaint(check, units: tuple[str, ...]) -> str | None:
 
 
 def main(name: str) -> None:
-    bugs = importlib.import_module(name).BUGS
+    module = importlib.import_module(name)
+    bugs = module.BUGS
+    if hasattr(module, "prepare"):  # units of its own
+        module.prepare(FOLDER / "csrc")
     torch.set_num_threads(1)
     for check, units in dict.fromkeys((bug.check, bug.units) for bug in bugs):
         if unexpected := complaint(check, units):

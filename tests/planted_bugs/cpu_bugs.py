@@ -34,8 +34,8 @@ BUGS = [
     Bug("include/kd/divergences/kl.h", "s.big * select(s.below, phi, s.psi)", "s.big * select(s.below, s.psi, phi)",
         kd.ForwardKL(), "the terms of the other KL"),
     Bug("include/kd/divergences/jsd.h", "rest * v.q * of_q.value", "v.q * of_q.value", kd.JSD(), "a weight left out"),
-    Bug("include/kd/divergences/mixture_kl.h", "(divide(b * y, u) - log_m.value)", "(divide(y, u) - log_m.value)", kd.JSStudent(),
-        "the mixture's weight left out"),
+    Bug("include/kd/divergences/mixture_kl.h", "(divide(b * y, u) - log_m.value)", "(divide(y, u) - log_m.value)",
+        kd.JSStudent(), "the mixture's weight left out"),
     Bug("include/kd/divergences/todi.h", "select(s.below, e * sigmoid, sigmoid)",
         "select(s.below, sigmoid, e * sigmoid)", kd.ToDi(), "w for 1 - w"),
     # slices

@@ -10,6 +10,7 @@ from pathlib import Path
 import chunk_bugs
 import cpu_bugs
 import cuda_l1_bugs
+import cuda_row_bugs
 import pytest
 import triton_bugs
 from bugs import files, kinds
@@ -19,7 +20,7 @@ from kd_kernels.backends import select
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-CUDA_BUGS = [cuda_l1_bugs]
+CUDA_BUGS = [cuda_l1_bugs, cuda_row_bugs]
 HALVES = 2  # of the bugs of the core, for two processors
 
 

@@ -105,16 +105,21 @@ template <class F> KD_HD F finite(F d) {
 
 // An entry seen from its larger side, without small differences: two exponentials for both probabilities and their
 // ratio, all that a logarithm of a mixture is needed for lies in [0, 1].
+template <class F> constexpr F kFarApart = F(1e30f);
 template <class F> struct LogSides {
   bool below;  // q <= p: the teacher's probability is the big one
   F big;
-  F x;      // |log2 q - log2 p|, infinite where one side is -inf
+  F x;      // |log2 q - log2 p|, kFarApart where one side is -inf: a ratio of 0 times it is 0
   F ratio;  // 2^-x = small / big
 
   KD_HD F small() const { return big * ratio; }
-  KD_HD F bounded_x() const { return min(x, F(1e30f)); }  // times a ratio of 0 it is 0
   KD_HD F p() const { return select(below, big, small()); }
   KD_HD F q() const { return select(below, small(), big); }
+  // log q - log p, infinite where one side is -inf.
+  KD_HD F d() const {
+    const F d = select(x < kFarApart<F>, ln2<F>() * x, F(INFINITY));
+    return select(below, F(0.0f) - d, d);
+  }
 };
 
 KD_END

@@ -65,7 +65,17 @@ KD_HD double select(bool m, double a, double b) { return m ? a : b; }
 KD_HD uint32_t mask_bits(bool m) { return m; }
 KD_HD float add_where(bool m, float a, float b) { return m ? a + b : a; }
 KD_HD double add_where(bool m, double a, double b) { return m ? a + b : a; }
-KD_HD float round(float a) { return std::rintf(a); }
+// Conversions between integers and floats are as slow on a GPU as exponentials. There the sum with 3 * 2^22 has a small
+// integer in its low bits.
+constexpr float kIntegerInLowBits = 12582912.0f;
+
+KD_HD float round(float a) {  // |a| < 2^22
+#ifdef __CUDA_ARCH__
+  return (a + kIntegerInLowBits) - kIntegerInLowBits;
+#else
+  return std::rintf(a);
+#endif
+}
 
 // A quotient need not be rounded to the last bit. The divisor is at most 2^126.
 template <class F> KD_HD F divide(F a, F b) { return a / b; }
@@ -99,10 +109,6 @@ template <> KD_HD double power(double x) { return std::exp(x); }
 template <class F> KD_HD F power_of_finite(F x) { return exp2_of_finite(x); }
 template <> KD_HD float power_of_finite(float x) { return exp2(x); }
 template <> KD_HD double power_of_finite(double x) { return std::exp(x); }
-
-// Conversions between integers and floats are as slow on a GPU as exponentials. There the sum with 3 * 2^22 has a small
-// integer in its low bits.
-constexpr float kIntegerInLowBits = 12582912.0f;
 
 // 2^n for an integral n in [-126, 127].
 KD_HD float pow2(float n) {

@@ -14,11 +14,12 @@ from kd_kernels.backends.cuda.rows import (
     divergence_backward,
     empty_gradient,
     row_losses,
+    row_plan,
     scale_,
     workspace,
 )
 
 __all__ = [
     "DTYPES", "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
-    "l1_cost_backward", "row_losses", "scale_", "workspace",
+    "l1_cost_backward", "row_losses", "row_plan", "scale_", "workspace",
 ]  # fmt: skip

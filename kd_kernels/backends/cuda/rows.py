@@ -1,5 +1,7 @@
 """Divergences of rows of logits."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,23 @@ def row_losses(
         *inverse_temperatures, scale, _FAMILIES[family], *params,
     )  # fmt: skip
     return losses
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How a row is laid over a device: csrc/cuda/row_plan.h."""
+
+    blocks: int  # that share it on chip; 0: it is streamed
+    threads: int  # of a block
+    slice: int  # vectors of 16 bytes of either side in a block
+    keeps: bool  # h has a place beside the logits
+    shared_bytes: int  # of a block
+
+
+def row_plan(columns: int, dtype: torch.dtype, family: str, capability: int, *, blocks: int | None = None) -> RowPlan:
+    """For rows of so many columns, on a device of compute capability `capability`, 10 major + minor."""
+    plan = _cuda.row_plan(columns, DTYPES[dtype], _FAMILIES[family], capability, -1 if blocks is None else blocks)
+    return RowPlan(plan.blocks, plan.threads, plan.slice, plan.keeps, plan.shared_bytes)
 
 
 def workspace(size: int, device: torch.device) -> Tensor:

@@ -14,8 +14,9 @@ class EmulatedCuda:
     """Functions of kd_kernels.backends.cuda, on CPU tensors: `emulated.l1_cost(...)`.
 
     Beside their arguments they take `seed`, of the order in which threads run, `capability` and other `properties` of
-    the device they are told of, and `constants` of the backend's modules. What the emulated machine or the sanitizers
-    report fails the call, and the next gets a new process.
+    the device they are told of, and `constants` of the backend's modules; with `written`, places of arguments that
+    the function writes to, they return its result and those. What the emulated machine or the sanitizers report fails
+    the call, and the next gets a new process.
     """
 
     def __init__(self, module: Path, sanitize: bool) -> None:
@@ -27,8 +28,8 @@ class EmulatedCuda:
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, seed=0, capability=(9, 0), properties=None, constants=None, **options: self._call(
-            name, args, options, seed, capability, properties, constants
+        return lambda *args, seed=0, capability=(9, 0), properties=None, constants=None, written=None, **options: (
+            self._call(name, args, options, seed, capability, properties, constants, written)
         )
 
     def close(self) -> None:

@@ -221,6 +221,15 @@ inline uint16_t to_half(float x) {
 inline uint32_t to_bfloat162(float low, float high) { return to_bfloat16(low) | uint32_t(to_bfloat16(high)) << 16; }
 inline uint32_t to_half2(float low, float high) { return to_half(low) | uint32_t(to_half(high)) << 16; }
 
+inline uint32_t max_bfloat162(uint32_t a, uint32_t b) {
+  const auto entry = [](uint32_t word, int shift) { return from_bfloat16(static_cast<uint16_t>(word >> shift)); };
+  return to_bfloat162(std::fmax(entry(a, 0), entry(b, 0)), std::fmax(entry(a, 16), entry(b, 16)));
+}
+inline uint32_t max_half2(uint32_t a, uint32_t b) {
+  const auto entry = [](uint32_t word, int shift) { return from_half(static_cast<uint16_t>(word >> shift)); };
+  return to_half2(std::fmax(entry(a, 0), entry(b, 0)), std::fmax(entry(a, 16), entry(b, 16)));
+}
+
 inline uint4 load_streaming16(const void* p, EmulatedSite site = EmulatedSite::here()) {
   emulation::check_aligned(p, 16, site);
   uint4 value;

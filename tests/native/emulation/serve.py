@@ -45,9 +45,10 @@ class EmulatedBackend:
         torch.cuda.get_device_capability = lambda device=None: (self._properties["major"], self._properties["minor"])
         torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(**self._properties)
 
-    def call(self, name, args, options, seed=0, capability=(9, 0), properties=None, constants=None):
+    def call(self, name, args, options, seed=0, capability=(9, 0), properties=None, constants=None, written=None):
         """A function of the backend, with the seed of the scheduler, what the device is like, and other values of
-        constants of its modules, as {"l1_cost._GAINS": 1000}."""
+        constants of its modules, as {"l1_cost._GAINS": 1000}. With `written`, places of arguments that it writes to,
+        a pair: its result, and those arguments."""
         self._properties = {
             "major": capability[0], "minor": capability[1], "multi_processor_count": 4,
             "shared_memory_per_block_optin": 227 << 10,
@@ -56,7 +57,8 @@ class EmulatedBackend:
         with contextlib.ExitStack() as patches:
             for constant, value in (constants or {}).items():
                 patches.enter_context(mock.patch(f"kd_kernels.backends.cuda.{constant}", value))
-            return getattr(self._cuda, name)(*args, **options)
+            result = getattr(self._cuda, name)(*args, **options)
+        return result if written is None else (result, [args[i] for i in written])
 
 
 def main(path: str) -> None:

@@ -30,9 +30,9 @@ template <class F> struct LogJsd {
 
   KD_HD Term<F> operator()(const LogSides<F>& v) const {
     const F of_big = select(v.below, beta, rest), of_small = select(v.below, rest, beta) * v.ratio;
-    const F log_w = log2(of_big + of_small), big = ln2<F>() * v.big;
-    const F big_term = F(0.0f) - of_big * log_w, small_term = F(0.0f) - of_small * (v.bounded_x() + log_w);
-    return {big * (big_term + small_term), big * select(v.below, small_term, big_term)};
+    const F log_w = log2(of_big + of_small), less = -ln2<F>() * v.big;
+    const F big_term = of_big * log_w, small_term = of_small * (v.x + log_w);
+    return {less * (big_term + small_term), less * select(v.below, small_term, big_term)};
   }
 };
 

@@ -30,7 +30,8 @@ template <class Form, class F, bool OfStudent> struct MixtureKl {
   }
 };
 
-// Far: with w = m / big, log(big / m) = -log w and log(small / m) = -x - log w.
+// Far: with w = m / big, log(big / m) = -log w and log(small / m) = -x - log w. The sum of m - a = 0 is added as in the
+// near form: rounding of the probabilities then counts for little.
 template <class F, bool OfStudent> struct LogMixtureKl {
   F b, rest;
 
@@ -39,9 +40,10 @@ template <class F, bool OfStudent> struct LogMixtureKl {
     const F w = of_q + select(v.below, rest, rest * v.ratio), log_w = log2(w);
     const F share = divide(of_q, w);  // b q / m
     const bool of_big = v.below != OfStudent;
-    const F a = select(of_big, v.big, v.small());
-    const F value = F(0.0f) - a * ln2<F>() * (log_w + select(of_big, F(0.0f), v.bounded_x()));
-    return {value, OfStudent ? fma(a, b - share, value) : F(0.0f) - share * a};
+    const F a = select(of_big, F(1.0f), v.ratio);  // over big
+    const F a_log = -ln2<F>() * a * (log_w + select(of_big, F(0.0f), v.x));
+    const F h = OfStudent ? fma(a, b - share, a_log) : -a * share;
+    return {v.big * (a_log + (w - a)), v.big * h};
   }
 };
 
