@@ -51,7 +51,7 @@ struct SinkhornBackwardCall {
   const float* history;
   const double* offsets;
   void* cost_gradient;  // [problems][rows][columns] of the cost's dtype, or null
-  float* total;         // the same in float32: cost_gradient itself where that is its dtype, else scratch; or null
+  float* total;         // as many float32: cost_gradient itself where it is that, else scratch; beyond tiles never null
   float* a_gradient;    // [problems][rows] or null
   float* b_gradient;    // [problems][columns] or null
   float* workspace;
@@ -98,7 +98,7 @@ inline SinkhornShape sinkhorn_shape(const SinkhornProblems& of, const Device& de
 }
 
 // Vectors of each side that a large problem keeps in the workspace, beside offsets, parts of sums and terms.
-constexpr int kSinkhornVectors = 5;
+constexpr int kSinkhornVectors = 6;
 
 KD_HD int64_t sinkhorn_workspace_of_one(const SinkhornProblems& of, int terms, bool on_chip) {
   const int64_t rows = sinkhorn_pitch(of.rows), columns = sinkhorn_pitch(of.columns);

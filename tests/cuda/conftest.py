@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "native" / "emulation"))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "native" / "emulation"), str(TESTS / "transport")]
 
 import emulated_build
 from emulated_cuda import EmulatedCuda
