@@ -9,12 +9,12 @@ namespace kd {
 constexpr int kL1GainThreads = 256;
 
 // A block has kL1GainRows rows and kL1GainColumns columns, a thread 8 rows and 4 columns of them. Rows of the other
-// side come some at a time, with their weights: a thread fetches 16 bytes of two of them, and up to two weights.
+// side come some at a time, with their weights: a thread fetches 16 bytes of both halves of one, and up to two weights.
 template <int kBytes> struct L1GainSteps {
-  static constexpr int kOwn = 16 / kBytes;  // columns that a thread fetches
-  static constexpr int kFetchers = kL1GainColumns / kOwn;
-  static constexpr int kFetched = kL1GainThreads / kFetchers;  // rows at once
-  static constexpr int kRows = 2 * kFetched;                   // at a time
+  static constexpr int kOwn = 16 / kBytes;  // columns that a thread fetches of a half
+  static constexpr int kHalf = kL1GainColumns / 2;
+  static constexpr int kFetchers = kHalf / kOwn;            // threads to a row
+  static constexpr int kRows = kL1GainThreads / kFetchers;  // at a time
   static constexpr int kWeighed = kL1GainThreads / kL1GainRows;
   static constexpr int kWeights = kRows / kWeighed;
   static constexpr int kBuffer = kRows * (kL1GainColumns + kL1GainRows);  // numbers
@@ -75,14 +75,13 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
   const bool weighed = row_counts(of.student, problem, tile.row + weight_line);
   const float* const upstream = backward.upstream + problem * backward.upstream_strides[0] +
                                 (tile.row + weight_line) * backward.upstream_strides[1];
+  L1Row<kBytes> other;
   Entries<kBytes, kOwn> p[2];
   float weights[Steps::kWeights];
   const auto fetch = [&](int first) {
+    other = L1Row<kBytes>::at(of, false, problem, first + own_row);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const auto row = L1Row<kBytes>::at(of, false, problem, first + own_row + k * Steps::kFetched);
-      p[k] = row.template load<kOwn>(first_column + own_column, columns);
-    }
+    for (int k = 0; k < 2; ++k) p[k] = other.template load<kOwn>(first_column + own_column + k * Steps::kHalf, columns);
 #pragma unroll
     for (int k = 0; k < Steps::kWeights; ++k) {
       const int j = first + weight_row + k * Steps::kWeighed;
@@ -95,17 +94,15 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
   for (int first = 0, buffer = 0; first < m; first += Steps::kRows, buffer ^= 1) {
     float* const others = shared + buffer * Steps::kBuffer;        // [kRows][kL1GainColumns]
     float* const scales = others + Steps::kRows * kL1GainColumns;  // [kRows][kL1GainRows]
+    const float log_inverse = log2f(other.inverse);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int line = own_row + k * Steps::kFetched;
-      const auto row = L1Row<kBytes>::at(of, false, problem, first + line);
-      const float log_inverse = log2f(row.inverse);
       float x[kOwn];
       p[k].to_float(half, x);
+      float* const place = others + own_row * kL1GainColumns + own_column + k * Steps::kHalf;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i)
-        if (kSoftmax) x[i] = fmaf(x[i] - row.top, row.rate, log_inverse);
-      float* const place = others + line * kL1GainColumns + own_column;
+        if (kSoftmax) x[i] = fmaf(x[i] - other.top, other.rate, log_inverse);
 #pragma unroll
       for (int i = 0; i < kOwn; i += 4)
         *reinterpret_cast<float4*>(place + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);

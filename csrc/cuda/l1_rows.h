@@ -11,7 +11,8 @@ namespace kd {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Neighbouring entries of a row. How they are read depends on where the row begins, what a thread reads does not.
+// Neighbouring entries of a row of logits, which a block reads once. How depends on where the row begins; what a thread
+// reads does not.
 template <int kBytes, int kCount> struct Entries {
   static constexpr int kWords = kBytes * kCount / 4;
   static_assert(kWords == 2 || kWords % 4 == 0, "read by 8 or 16 bytes");
@@ -29,7 +30,7 @@ template <int kBytes, int kCount> struct Entries {
       } else {
 #pragma unroll
         for (int k = 0; k < kWords; k += 4) {
-          const uint4 four = *reinterpret_cast<const uint4*>(p + 4 * k);
+          const uint4 four = load_streaming16(p + 4 * k);
           of.words[k] = four.x;
           of.words[k + 1] = four.y;
           of.words[k + 2] = four.z;
