@@ -64,7 +64,8 @@ def _line(name: str, given: Mapping[str, Any], out: Path) -> list[str]:
     """The command line of a run."""
     method, _, options = name.partition(":")
     which = {"method": method} if method in METHODS else {"method": "divergence", "kind": method}
-    own = dict(option.partition("=")[::2] for option in options.split(",") if option)
+    parts = (option.partition("=") for option in options.split(",") if option)
+    own = {option: value if equals else True for option, equals, value in parts}
     line = ["distill"]
     for option, value in {**given, "out": str(out), **which, **own}.items():
         flag = f"--{option.replace('_', '-')}"

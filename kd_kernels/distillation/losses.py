@@ -22,14 +22,14 @@ class Sides:
 
     Attributes:
         student: logits `[B, L, V]`, or their head.
-        teacher: likewise, or the likeliest entries.
+        teacher: likewise, or the likeliest entries; None for losses that do not look at it.
         labels: `[B, L]` int64, the token that follows; -100 where nothing counts.
         normalizer: what sums over the tokens are divided by.
         vocab: as for `kd_kernels.divergence`.
     """
 
     student: Tensor | Head
-    teacher: Tensor | Head | TopK
+    teacher: Tensor | Head | TopK | None
     labels: Tensor
     normalizer: float
     vocab: str | int = "common"
@@ -202,10 +202,12 @@ class Losses:
     Attributes:
         by_author: one for each author whose tokens a step may have.
         schedule: of a parameter of theirs.
+        of_teacher: whether they look at the teacher's distributions.
     """
 
     by_author: Mapping[Author, Loss]
     schedule: Schedule | None = None
+    of_teacher: bool = True
 
 
 def losses(settings: Settings, form: Form) -> Losses:
@@ -221,7 +223,7 @@ def losses(settings: Settings, form: Form) -> Losses:
             mixed = _mixed(_divergence(settings, form), settings, form)[Author.TEXT]
             return Losses({Author.TEXT: Mix(((1.0, mixed), (settings.ot_weight, SinKD(settings))))})
         case "f_distill":
-            return Losses(_f_distill(settings, form))
+            return Losses(_f_distill(settings, form), of_teacher=settings.variant != "seqkd")
         case "distillm2":
             return Losses(_distillm2(settings, form))
         case "kdrl":
@@ -293,8 +295,7 @@ def _f_distill(settings: Settings, form: Form) -> dict[Author, Loss]:
     """Step-wise losses on what the teacher wrote, on what the student wrote, or half of each."""
     options = _options(settings, form)
     if settings.variant == "seqkd":
-        seqkd = partial(_seqkd, temperature=settings.temperature)
-        return {Author.TEACHER: MethodLoss("cross_entropy", seqkd, options)}
+        return {Author.TEACHER: MethodLoss("cross_entropy", partial(_seqkd, temperature=settings.temperature), options)}
     if settings.variant == "engine":
         engine = partial(methods.engine, temperature=settings.temperature)
         return {Author.STUDENT: MethodLoss("engine", engine, options)}
@@ -304,8 +305,8 @@ def _f_distill(settings: Settings, form: Form) -> dict[Author, Loss]:
     return {author: Half("f_distill", method, author, options) for author in authors}
 
 
-def _seqkd(student: Tensor | Head, teacher: Tensor | Head | TopK, labels: Tensor, **options: Any) -> Tensor:
-    """Cross-entropy of what the teacher wrote; its distributions are not looked at."""
+def _seqkd(student: Tensor | Head, teacher: None, labels: Tensor, **options: Any) -> Tensor:
+    """Cross-entropy of what the teacher wrote."""
     return methods.seqkd(student, labels, **options)
 
 

@@ -61,7 +61,8 @@ class Distillation(Objective):
     def __call__(self, model: nn.Module, part: Step, whole: Step) -> tuple[Tensor, dict[str, Tensor]]:
         total, metrics = None, {}
         for author, batch in part.batches.items():
-            student, teacher = self.form.predict_in_training(model, batch), self.teacher(batch)
+            student = self.form.predict_in_training(model, batch)
+            teacher = self.teacher(batch) if self.losses.of_teacher else None
             teacher, vocab = self._common(student, teacher)
             # A student that ends every text at once leaves nothing to learn from.
             normalizer = float(max(1, whole.batches[author].count()))
@@ -82,7 +83,9 @@ class Distillation(Objective):
         if self.losses.schedule is not None:
             self.losses.schedule.restore(state)
 
-    def _common(self, student: Tensor | Head, teacher: Tensor | Head | TopK) -> tuple[Tensor | Head | TopK, str | int]:
+    def _common(
+        self, student: Tensor | Head, teacher: Tensor | Head | TopK | None
+    ) -> tuple[Tensor | Head | TopK | None, str | int]:
         """The teacher's side, and the entries that count.
 
         Models of one tokenizer may pad the vocabulary to different sizes: what both have leaves the padding out.

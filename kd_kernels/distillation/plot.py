@@ -54,8 +54,8 @@ def draw_comparison(result: Mapping[str, Any], columns: Mapping[str, str], path:
     for axes, (name, title) in zip(figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True):
         axes.barh(labels, [result["runs"][label][name] for label in labels])
         if name in result["teacher"]:
-            axes.axvline(result["teacher"][name], color="black", linestyle="--", label="teacher")
-            axes.legend()
+            axes.axvline(result["teacher"][name], color="black", linestyle="--")
+            title = f"{title} (dashed: the teacher's)"
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
         axes.invert_yaxis()

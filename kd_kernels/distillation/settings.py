@@ -16,13 +16,13 @@ PARAMETERS = ("beta", "alpha", "mu")
 # Models this small gain little from a second thread and lose much to it where another process wants its core.
 BUILT_IN = {"seq_len": 32, "batch_size": 4, "steps": 150, "lr": 1e-2, "threads": 1}
 GIVEN = {"seq_len": 512, "batch_size": 8, "steps": 1000, "lr": 5e-5}
-# Why a method lacks an option, where the option alone does not tell.
-REASONS = {
+# Why a method of whole logits, or one across tokenizers, lacks an option, where the option alone does not tell.
+OF_WHOLE_LOGITS = {
     "teacher_cache": ", which compares whole distributions",
     "chunk_tokens": ", which holds logits whole",
     "memory_budget": ", which holds logits whole",
-    "ce_weight": ", where cross-entropy has weight 1 and --ot-weight is that of the rest",
 }
+ACROSS_TOKENIZERS = {"ce_weight": ", where cross-entropy has weight 1 and --ot-weight is that of the rest"}
 
 Some = TypeVar("Some", bound="TeacherSettings")
 
@@ -182,8 +182,10 @@ class Settings(TeacherSettings):
             given = value is not None and value is not False  # 0 is given, and equal to False
             if given and name not in METHODS[self.method].options:
                 owners = ", ".join(other for other, method in METHODS.items() if name in method.options)
+                reasons = OF_WHOLE_LOGITS if self.recipe.whole_logits else {}
+                reasons = reasons | (ACROSS_TOKENIZERS if self.recipe.cross_tokenizer else {})
                 raise ValueError(
-                    f"{_flag(name)} does not apply to --method {self.method}{REASONS.get(name, '')}; "
+                    f"{_flag(name)} does not apply to --method {self.method}{reasons.get(name, '')}; "
                     f"it is an option of {owners}"
                 )
 

@@ -41,6 +41,7 @@ def load_or_draw(settings: Settings, pair: Pair, blocks: Tensor, writer: Writer,
     samples = _load(folder, blocks)
     missing = [row for row in wanted if samples[row, 0] == UNDRAWN]
     if missing:
+        print(f"the teacher writes {len(missing)} blocks, which are kept in {folder}", file=sys.stderr)
         samples[missing] = _draw(settings, pair, blocks, writer, missing)
 
         def save(temporary: Path) -> None:

@@ -56,7 +56,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("method", LOSSES)
 def test_the_loss_is_that_of_the_method_and_falls(run, tmp_path, teacher, student, seen, method):
     """From heads, against logits, in the first step; held-out text in the last."""
-    assert run(method=method, steps=30, cache_dir=tmp_path) == 0
+    assert run(method=method, steps=20, cache_dir=tmp_path) == 0
     q_model, p_model = (models.load_model(name, "float32", "cpu") for name in (student, teacher))
     expected = 0.0
     for author, batch in seen[0].items():
@@ -70,19 +70,19 @@ def test_the_loss_is_that_of_the_method_and_falls(run, tmp_path, teacher, studen
         assert found["improved"]["forward_kl"], found
     if method not in ("gkd", "taid"):  # their steps do not compare: by who wrote the text, by what the target is
         losses = [r["loss"] for r in records]
-        assert sum(losses[-8:]) < sum(losses[:8])
+        assert sum(losses[-6:]) < sum(losses[:6])
 
 
 def test_drawn_entries_are_an_unbiased_teacher(run, tmp_path):
     """With many draws the loss is the forward KL, but for the noise."""
-    for method, changes in {"divergence": {}, "sparse_logit_sampling": {"draws": 10_000}}.items():
+    for method, changes in {"divergence": {}, "sparse_logit_sampling": {"draws": 5_000}}.items():
         assert run(method=method, **changes, steps=3, out=tmp_path / method) == 0
     exact, drawn = (
         [r["loss"] for r in metrics(tmp_path / method) if "loss" in r]
         for method in ("divergence", "sparse_logit_sampling")
     )
-    assert drawn == pytest.approx(exact, rel=0.05)
-    assert run(method="sparse_logit_sampling", steps=30, out=tmp_path / "few") == 0
+    assert drawn == pytest.approx(exact, rel=0.1)
+    assert run(method="sparse_logit_sampling", steps=20, out=tmp_path / "few") == 0
     assert result(tmp_path / "few")["improved"]["forward_kl"]
 
 

@@ -240,7 +240,7 @@ def test_bfloat16(run, changes, tmp_path):
         (
             {"method": "uld", "ce_weight": 0.0},
             "--ce-weight does not apply to --method uld, where cross-entropy has weight 1 and --ot-weight is that of "
-            "the rest; it is an option of divergence, sinkd",
+            "the rest; it is an option of divergence, ",
         ),
         ({"method": "uld", "gamma": 0.1}, "--gamma does not apply to --method uld; it is an option of multilevel_ot"),
         ({"method": "multilevel_ot", "form": "batch"}, "--form does not apply to --method multilevel_ot"),

@@ -81,10 +81,11 @@ def make(
     across: bool = False,
     mixin: type | None = None,
     vocabulary: int | None = None,
+    length: int = 1,
     dtype: torch.dtype = torch.float32,
     **config,
 ):
-    """A trainer; `across` tokenizers, the teacher has another vocabulary."""
+    """A trainer; `across` tokenizers, the teacher has another vocabulary. Answers are `length` times as long."""
     student = model_folder("student", 280, 16, vocabulary=vocabulary)
     names = ("other", 290, 24, OTHERS) if across else ("teacher", 280, 24)
     teacher = model_folder(*names, vocabulary=vocabulary)
@@ -94,7 +95,7 @@ def make(
         "learning_rate": 0.1, "lr_scheduler_type": "constant",  # Adam would divide noise by noise
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "gradient_checkpointing": False,
     }  # fmt: skip
-    texts = ANSWERS * 2
+    texts = [length * text for text in ANSWERS * 2]
     if kind == "distillation":
         data = {"prompt": [[{"role": "user", "content": text}] for text in texts]}
         settings["max_completion_length"] = 6
@@ -105,7 +106,7 @@ def make(
                 for i, text in enumerate(texts)
             ]
         }
-        settings["max_length"] = 64
+        settings["max_length"] = 64 * length
         settings |= {"max_new_tokens": 6} if kind == "gkd" else {"max_completion_length": 6}
         settings["lmbda"] = 0.0  # no text of the student's own
     if across:
