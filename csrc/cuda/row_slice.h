@@ -99,7 +99,6 @@ template <int kBytes> class OnChipSlice {
     __syncthreads();  // for the entries that threads have copied
     move(student_, student.phase);
     move(teacher_, teacher.phase);
-    if (student.phase > 0 || teacher.phase > 0) __syncthreads();
   }
 
   // Before the next row comes where this one lies.
@@ -186,7 +185,8 @@ template <int kBytes> class OnChipSlice {
     }
   };
 
-  // Entries begin behind the first `phase` of what was copied. Threads write where others have read before.
+  // Entries begin behind the first `phase` of what was copied. Threads write where others have read before, and the
+  // first sweep finds every thread at the vectors it has moved.
   KD_DEVICE void move(uint4* side, int phase) const {
     if (phase == 0) return;
 #pragma unroll 1

@@ -64,7 +64,7 @@ def compare(cuda, kind, layouts=(2, 0), width=2101):
     expected = truth(student, teacher, kind)
     for blocks in layouts:
         first = None
-        for seed in range(4):
+        for seed in range(3):
             sides = (student, teacher) if seed % 2 else (shifted(student, 3), shifted(teacher, 6))
             actual = rows(cuda, *sides, kind, blocks=blocks, seed=seed, weight=weight)
             near(actual[0] / weight, expected.losses, 1e-4, "losses")
@@ -132,16 +132,13 @@ def hostile(cuda):
         assert not narrow.isnan().any()
 
 
-def no_softmax(cuda):
-    student, teacher = far_pair(4, 300, torch.bfloat16)
-    student[1, 7] = NAN
-    teacher[2] = -INF
-    student[3, 5] = INF
-    for blocks in (2, 0):
-        losses, gradient, _ = rows(cuda, student, teacher, kd.TVD(), blocks=blocks)
-        assert losses.isnan().tolist() == [False, True, True, True]
-        assert gradient[1:].isnan().all()
-        assert gradient[0].isfinite().all()
+def ends(cuda):
+    """Short rows, of which threads copy the ends."""
+    student, teacher = far_pair(2, 100, torch.bfloat16)
+    expected = truth(student, teacher, kd.ReverseKL()).losses
+    for seed in range(40):
+        actual = rows(cuda, student, teacher, kd.ReverseKL(), blocks=1, seed=seed)
+        near(actual[0], expected, 1e-4, "losses")
 
 
 REVERSE, OF_JSD, OF_AKL, OF_TVD = (("rows", stem) for stem in FAMILIES)
@@ -168,10 +165,8 @@ BUGS = [
     # slices
     CudaBug(SLICE, "    barrier_wait(arrived_, parity_);\n", "", reverse_kl, REVERSE, "the row is not waited for"),
     CudaBug(SLICE, "    parity_ ^= 1;\n", "", reverse_kl, REVERSE, "the second row is not waited for"),
-    CudaBug(SLICE, "    __syncthreads();  // for the entries that threads have copied\n", "", reverse_kl, REVERSE,
+    CudaBug(SLICE, "    __syncthreads();  // for the entries that threads have copied\n", "", ends, REVERSE,
             "the row's ends are not waited for"),
-    CudaBug(SLICE, "teacher.phase > 0) __syncthreads();", "teacher.phase > 0) __syncwarp();", reverse_kl, REVERSE,
-            "rows are swept while they are moved"),
     CudaBug(SLICE, "      __syncthreads();\n      if (v < vectors_) moved.store(side + v);",
             "      if (v < vectors_) moved.store(side + v);", reverse_kl, REVERSE,
             "vectors are overwritten before they have moved"),
@@ -199,10 +194,6 @@ BUGS = [
             "entries beyond the columns are not cleared"),
     CudaBug(KERNEL, "      looked_at = all;\n", "      break;\n", hostile, REVERSE,
             "no second sweep of a row that rises late"),
-    CudaBug(KERNEL, "if (Family::kReverse && e.student > 0.0f)", "if (Family::kReverse)", hostile, REVERSE,
-            "0 times infinity"),
-    CudaBug(KERNEL, "poison = 0.0f * (r_.inverse_student + r_.inverse_teacher)", "poison = 0.0f", no_softmax, OF_TVD,
-            "a row without a softmax has a gradient"),
     CudaBug(KERNEL, "kFarRow = 1.0f / 64", "kFarRow = 1e-9f", converged, REVERSE,
             "the far form where it has no digits left"),
     CudaBug(KERNEL, "minus_sum = -h_sum * r_.inverse_student;", "minus_sum = -h_sum;", jsd, OF_JSD,
