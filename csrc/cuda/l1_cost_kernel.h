@@ -50,7 +50,7 @@ template <int kBytes, int kTile> struct L1Steps {
   static_assert(L1Tiling<kTile>::kThreads == 2 * kTile && kL1Chain % kColumns == 0);
 };
 
-// Probabilities of a row, each into its column; those beyond the range, and of a row that does not count, are 0.
+// Probabilities of a row, each into its column; those beyond the range are 0.
 template <int kPitch, int kBytes, int kCount>
 KD_DEVICE void put_probabilities(const L1Row<kBytes>& row, const Entries<kBytes, kCount>& entries, int count, bool half,
                                  bool softmax, float* place) {
@@ -59,7 +59,7 @@ KD_DEVICE void put_probabilities(const L1Row<kBytes>& row, const Entries<kBytes,
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     const float q = softmax ? row.probability(x[k]) : x[k];
-    place[k * kPitch] = row.entries && k < count ? q : 0.0f;
+    place[k * kPitch] = k < count ? q : 0.0f;
   }
 }
 
