@@ -306,7 +306,7 @@ template <class F, class T> class SinkhornReverse {
   Frame<F, T> frame_;
   S upstream_;
   bool jumped_ = false;  // from frame A to frame B, in the first iteration
-  S* total_;  // gradient of the cost, [n][pitch]
+  S* total_;             // gradient of the cost, [n][pitch]
   S *x_, *alpha_, *f_, *a_gradient_, *y_, *beta_, *g_, *b_gradient_, *sums_, *center_;
   S *row_terms_, *column_terms_;
   int64_t terms_ = 0;  // gathered since the last flush

@@ -9,6 +9,7 @@
 #include "cuda/l1_cost.h"
 #include "cuda/rows.h"
 #include "cuda/scale.h"
+#include "cuda/sinkhorn.h"
 #include "kd/dtype.h"
 
 namespace py = pybind11;
@@ -60,6 +61,64 @@ void l1_cost_backward(int device, Address stream, const kd::L1Problems& of, Addr
   backward.gains = pointer<float>(gains);
   backward.sums = pointer<float>(sums);
   kd::l1_cost_backward(of, backward, stream_at(stream));
+}
+
+kd::cuda::SinkhornProblems sinkhorn_problems(int64_t problems, int64_t rows, int64_t columns, Address cost,
+                                             int64_t problem_stride, int64_t row_stride, int64_t column_stride,
+                                             int dtype, Address a, Address b, Address eps, Address lengths,
+                                             int64_t iterations, bool entropic) {
+  return {problems,
+          rows,
+          columns,
+          pointer<void>(cost),
+          problem_stride,
+          row_stride,
+          column_stride,
+          static_cast<kd::DType>(dtype),
+          pointer<float>(a),
+          pointer<float>(b),
+          pointer<double>(eps),
+          pointer<int64_t>(lengths),
+          iterations,
+          entropic};
+}
+
+void sinkhorn(int device, Address stream, const kd::cuda::Device& properties, const kd::cuda::SinkhornProblems& of,
+              Address start, double tolerance, Address value, Address f, Address g, Address plan, Address run,
+              Address error, Address history, Address offsets, Address workspace) {
+  const kd::DeviceGuard guard(device);
+  const kd::cuda::SinkhornCall call{of,
+                                    pointer<float>(start),
+                                    tolerance,
+                                    pointer<float>(value),
+                                    pointer<float>(f),
+                                    pointer<float>(g),
+                                    pointer<float>(plan),
+                                    pointer<int64_t>(run),
+                                    pointer<float>(error),
+                                    pointer<float>(history),
+                                    pointer<double>(offsets),
+                                    pointer<float>(workspace)};
+  kd::cuda::run_sinkhorn(call, properties, stream_at(stream));
+}
+
+void sinkhorn_backward(int device, Address stream, const kd::cuda::Device& properties,
+                       const kd::cuda::SinkhornProblems& of, Address upstream, Address plan_upstream, Address run,
+                       Address history, Address offsets, Address cost_gradient, Address total, Address a_gradient,
+                       Address b_gradient, Address workspace) {
+  const kd::DeviceGuard guard(device);
+  const kd::cuda::SinkhornBackwardCall call{of,
+                                            pointer<float>(upstream),
+                                            pointer<float>(plan_upstream),
+                                            pointer<int64_t>(run),
+                                            pointer<float>(history),
+                                            pointer<double>(offsets),
+                                            pointer<void>(cost_gradient),
+                                            pointer<float>(total),
+                                            pointer<float>(a_gradient),
+                                            pointer<float>(b_gradient),
+                                            pointer<float>(workspace)};
+  kd::cuda::run_sinkhorn_backward(call, properties, stream_at(stream));
 }
 
 // `blocks` to a row, 0 where it is streamed, -1 for what suits.
@@ -125,6 +184,13 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       "l1_cut",
       [](int rows, int others, int columns, int64_t threads) { return kd::l1_cut(rows, others, columns, threads); },
       "How the costs of a problem are cut.");
+  py::class_<kd::cuda::Device>(m, "Device").def(py::init([](int capability, int multiprocessors, int64_t shared_bytes) {
+    return kd::cuda::Device{capability, multiprocessors, shared_bytes};
+  }));
+  py::class_<kd::cuda::SinkhornProblems>(m, "SinkhornProblems").def(py::init(&sinkhorn_problems));
+  m.def("sinkhorn_workspace", &kd::cuda::sinkhorn_workspace, "How many float32 the kernels want for themselves.");
+  m.def("sinkhorn", &sinkhorn);
+  m.def("sinkhorn_backward", &sinkhorn_backward);
   m.def("l1_cost", &l1_cost);
   m.def("l1_cost_backward", &l1_cost_backward);
   m.attr("L1_GAIN_ROWS") = kd::kL1GainRows;

@@ -51,7 +51,7 @@ struct SinkhornBackwardCall {
   const float* history;
   const double* offsets;
   void* cost_gradient;  // [problems][rows][columns] of the cost's dtype, or null
-  float* total;         // the same in float32: cost_gradient itself where that is its dtype, else scratch; or null
+  float* total;         // as many float32: cost_gradient itself where it is that, else scratch; beyond tiles never null
   float* a_gradient;    // [problems][rows] or null
   float* b_gradient;    // [problems][columns] or null
   float* workspace;
@@ -83,22 +83,25 @@ struct SinkhornShape {  // of a large problem's cluster
 // Entries from one row of K to the next: whole float4.
 KD_HD int64_t sinkhorn_pitch(int64_t columns) { return (columns + 3) / 4 * 4; }
 
+// Bytes of shared memory of a block beside K.
+constexpr int64_t kSinkhornShared = 4096;
+
 // As few blocks as hold K on chip, and more where the device would be idle otherwise.
 inline SinkhornShape sinkhorn_shape(const SinkhornProblems& of, const Device& device) {
-  constexpr int64_t kVectors = 4096;  // bytes of shared memory beside K
   const int most = device.capability >= 90 ? kSinkhornParts : 1;
   const auto bytes = [&](int blocks) {
     return kSinkhornParts / blocks * ((of.rows + kSinkhornParts - 1) / kSinkhornParts) * sinkhorn_pitch(of.columns) * 4;
   };
   int blocks = 1;
-  while (blocks < most && bytes(blocks) > device.shared_bytes - kVectors) blocks *= 2;
+  const int64_t room = device.shared_bytes - kSinkhornShared;
+  while (blocks < most && bytes(blocks) > room) blocks *= 2;
   while (blocks < most && of.problems * blocks * 2 <= device.multiprocessors) blocks *= 2;
-  const bool on_chip = bytes(blocks) <= device.shared_bytes - kVectors;
+  const bool on_chip = bytes(blocks) <= room;
   return {blocks, on_chip, on_chip ? size_t(bytes(blocks)) : 0};
 }
 
 // Vectors of each side that a large problem keeps in the workspace, beside offsets, parts of sums and terms.
-constexpr int kSinkhornVectors = 5;
+constexpr int kSinkhornVectors = 6;
 
 KD_HD int64_t sinkhorn_workspace_of_one(const SinkhornProblems& of, int terms, bool on_chip) {
   const int64_t rows = sinkhorn_pitch(of.rows), columns = sinkhorn_pitch(of.columns);

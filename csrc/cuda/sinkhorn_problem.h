@@ -1,6 +1,8 @@
 // What every Sinkhorn kernel asks of a problem: its size, costs in float, logarithms.
 #pragma once
 
+#include <type_traits>
+
 #include "kd/elementary.h"
 #include "kd/sinkhorn.h"
 #include "primitives.h"
@@ -104,7 +106,7 @@ KD_DEVICE float add_lanes(float x) {
   return x;
 }
 
-// Scalings of each iteration and the offsets of frames A, B and the last, as the forward pass leaves them.
+// Where the vectors of rows and columns of a slot begin: all[problems][slots][width].
 template <class X> KD_DEVICE X* line_of(X* all, int64_t of_problem, int64_t slots, int64_t slot, int64_t width) {
   return all + (of_problem * slots + slot) * width;
 }

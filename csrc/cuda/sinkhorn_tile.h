@@ -23,7 +23,9 @@ template <int kSize, int kEntries> struct TileShared {
   alignas(16) double row_offset[kSize];
   double column_offset[kSize];
   float a[kSize], b[kSize];
-  float f[kSize], g[kSize], centre[kSize], a_gradient[kSize], b_gradient[kSize];  // of the backward pass
+  // Of the backward pass.
+  double f[kSize], g[kSize];
+  float centre[kSize], rho[kSize], alpha[kSize], a_gradient[kSize], b_gradient[kSize];
   double sums[kWarps];
   int flag;
 };
@@ -134,21 +136,30 @@ template <int kSize, int kEntries> class Tile {
     return whole((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 
-  // K from the offsets, which every thread sees; also lets all threads catch up.
+  // Between entries: the compiler moves no read across, and so reads no more ahead than there are registers for.
+  static KD_DEVICE void pause(int e) {
+    if (e % 8 == 0) __syncwarp();
+  }
+
+  // K from the offsets and costs; first lets all threads catch up.
   KD_DEVICE void build() {
+    const bool rounded = any(part == 0 && (shared->column_offset[line] != 0.0 ||
+                                           double(float(shared->row_offset[line])) != shared->row_offset[line]));
     const double f = shared->row_offset[line], h = shared->column_offset[line];
     const double rate = 1.0 / (problem.eps * kLnBase<float>);
-    if (!any(h != 0.0 || double(float(f)) != f)) {
+    if (!rounded) {
       // The difference from a row's offset is rounded relative to itself, and needs no double.
       const float single_rate = float(rate), minimum = float(f);
 #pragma unroll
       for (int e = 0; e < kEntries; ++e) {
+        pause(e);
         in_row[e] = exp2_fast((minimum - cost_in_row(e)) * single_rate);
         in_column[e] = exp2_fast((float(shared->row_offset[entry(e)]) - cost_in_column(e)) * single_rate);
       }
     } else {
 #pragma unroll
       for (int e = 0; e < kEntries; ++e) {
+        pause(e);
         in_row[e] = exp2_fast(float((f + shared->column_offset[entry(e)] - double(cost_in_row(e))) * rate));
         in_column[e] = exp2_fast(float((shared->row_offset[entry(e)] + h - double(cost_in_column(e))) * rate));
       }

@@ -16,19 +16,18 @@ template <int kSize, int kEntries> class TileReverse {
   KD_DEVICE explicit TileReverse(const SinkhornBackwardCall& of_call)
       : call(of_call), tile(tile_memory<kSize, kEntries>()) {}
 
+  // Vectors of an iteration live in shared memory: x in x[t % 2], while threads still read that of t + 1; y'.
   KD_DEVICE void run(int64_t problem) {
     tile.load_masses(call.of, problem);
     int t = static_cast<int>(call.run[tile.problem.index]);
     jumped = tile.any(frames_differ());
     take_offsets(2);
+    float rho, sigma;
     take_scalings(t, &rho, &sigma);
     // Offsets that were taken anew before the iterations stopped early hold the last scalings already.
-    if (t < call.of.iterations && tile.any(has_drifted(rho, sigma))) release(t);
-    tile.sync();
-    x = scaled(tile.a(), rho, in_second_frame(t));
-    y = scaled(tile.b(), sigma, false);
-    float rho_before, sigma_before;
-    take_scalings(t - 1, &rho_before, &sigma_before);
+    if (t < call.of.iterations && tile.any(has_drifted(rho, sigma))) release(t, rho, sigma);
+    publish_rows(t, rho);
+    tile.publish(tile.shared->y, scaled(tile.b(), sigma, false));
     bool stale = true;  // K is of another frame
     bool begun = false;
     bool split = false;  // the columns of the first iteration are done, in frame B
@@ -45,47 +44,48 @@ template <int kSize, int kEntries> class TileReverse {
         stale = false;
         begun = true;
       }
-      float weight = 0.0f;                            // y'
-      float* const scalings = tile.shared->x[t & 1];  // while threads still read those of t + 1
+      float rho_before, sigma_before;
+      take_scalings(t - 1, &rho_before, &sigma_before);
+      float* const x = tile.shared->x[t % 2];
       if (!split) {
-        if (tile.part == 0) tile.shared->b_gradient[tile.line] += beta;
-        weight = y * beta;
-        tile.publish(scalings, x);
-        tile.publish(tile.shared->y, weight);
+        const bool second = in_second_frame(t);
         tile.sync();
-        alpha -= relative(rho, in_second_frame(t)) * tile.product(tile.in_row, tile.shared->y);
-        if (in_second_frame(t)) {
-          for_entries([&](int e, int i) KD_LAMBDA { pairs[e] = fma(scalings[i], weight, pairs[e]); });
+        const float sum = tile.product(tile.in_row, tile.shared->y);
+        if (tile.part == 0) tile.shared->alpha[tile.line] -= relative(tile.shared->rho[tile.line], second) * sum;
+        if (second) {
+          const float weight = tile.shared->y[tile.line];
+          for_entries([&](int e, int i) KD_LAMBDA { pairs[e] = fma(x[i], weight, pairs[e]); });
           take_offsets(0);
           tile.sync();
-          x = tile.a() * rho;
+          tile.publish(x, tile.a() * tile.shared->rho[tile.line]);
+          tile.publish(tile.shared->y, 0.0f);  // its term is there
           split = stale = true;
           continue;
         }
       }
-      if (tile.part == 0) tile.shared->a_gradient[tile.line] += alpha;
-      tile.publish(tile.shared->z, x * alpha);
-      alpha = 0.0f;
+      if (tile.part == 0) {
+        const float alpha = tile.shared->alpha[tile.line];
+        tile.shared->alpha[tile.line] = 0.0f;
+        tile.shared->a_gradient[tile.line] += alpha;
+        tile.shared->z[tile.line] = x[tile.line] * alpha;
+      }
       tile.raise(t > 1 && has_drifted(rho_before, sigma_before));
       tile.sync();
       const bool absorbed = tile.raised();
       // The rows of iteration t were scaled against the columns of t - 1.
-      y = t > 1 ? scaled(tile.b(), sigma_before, absorbed) : tile.b() > 0.0f ? 1.0f : 0.0f;
-      const float sum = gather(scalings, weight, tile.shared->z, y);
+      float y = t > 1 ? scaled(tile.b(), sigma_before, absorbed) : tile.b() > 0.0f ? 1.0f : 0.0f;
+      const float sum = gather(x, tile.shared->y[tile.line], tile.shared->z, y);
       if (t == 1) break;
-      beta = -relative(sigma_before, absorbed) * sum;
-      rho = rho_before;
-      sigma = sigma_before;
       --t;
+      const float beta = -relative(sigma_before, absorbed) * sum;
       if (absorbed) {
         tile.lower();
-        release(t);
-        tile.sync();
-        y = scaled(tile.b(), sigma, false);
+        release(t, rho_before, sigma_before);
+        y = scaled(tile.b(), sigma_before, false);
         stale = true;
       }
-      x = scaled(tile.a(), rho, in_second_frame(t));
-      take_scalings(t - 1, &rho_before, &sigma_before);
+      publish_rows(t, rho_before);
+      publish_columns(y, beta);
     }
     if (call.cost_gradient) settle(true);
     const SinkhornProblems& of = call.of;
@@ -127,7 +127,7 @@ template <int kSize, int kEntries> class TileReverse {
   }
 
   // From the frame after iteration t to its own, where the scalings were absorbed in between.
-  KD_DEVICE void release(int t) const {
+  KD_DEVICE void release(int t, float rho, float sigma) const {
     if (t == 1) {
       take_offsets(1);  // exactly, whatever was rounded on the way
     } else {
@@ -139,12 +139,13 @@ template <int kSize, int kEntries> class TileReverse {
   template <class Body> KD_DEVICE void for_entries(Body body) const {
 #pragma unroll
     for (int e = 0; e < kEntries; ++e) {
-      if (e % 4 == 0) asm volatile("" ::: "memory");  // no more is read ahead than there are registers for
+      tile.pause(e);
       body(e, tile.entry(e));
     }
   }
 
-  // G = dL/dP beside the explicit cost, in the place of the costs.
+  // G = dL/dP beside the explicit cost, less the centre of its column, in the place of the costs. The difference is
+  // rounded once: of numbers much larger than eps it would lose the digits that count.
   KD_DEVICE void derive(float upstream) const {
     const float* asked = call.plan_upstream;
     if (asked) asked += tile.problem.index * call.of.rows * call.of.columns;
@@ -154,32 +155,57 @@ template <int kSize, int kEntries> class TileReverse {
       float& entry = tile.shared->cost[i * T::kPitch + j];
       float g = 0.0f;
       if (entry != kInfinity) {  // something can be sent
-        g = upstream * (call.of.entropic ? tile.shared->f[i] + tile.shared->g[j] : entry);
+        const float centre = tile.shared->centre[j];
+        g = call.of.entropic ? float(double(upstream) * (tile.shared->f[i] + tile.shared->g[j]) - double(centre))
+                             : fma(upstream, entry, -centre);
         if (asked) g += asked[i * call.of.columns + j];
       }
       entry = g;
     }
   }
 
+  KD_DEVICE void publish_rows(int t, float rho) const {
+    tile.publish(tile.shared->rho, rho);
+    tile.publish(tile.shared->x[t % 2], scaled(tile.a(), rho, in_second_frame(t)));
+  }
+
+  // y' and the gradient of b, from y and beta of an iteration.
+  KD_DEVICE void publish_columns(float y, float beta) const {
+    if (tile.part != 0) return;
+    tile.shared->y[tile.line] = y * beta;
+    tile.shared->b_gradient[tile.line] += beta;
+  }
+
   // alpha = rho (G K y), beta = sigma (G^T K x) and the first of the pairs, x y^T (dV - G / eps), all with the columns
   // of G centred: what G has in common there changes nothing but dL/db.
   KD_DEVICE void begin(int last) {
     const float upstream = call.upstream[tile.problem.index];
+    const float* const xs = tile.shared->x[last % 2];
+    const float x = xs[tile.line], y = tile.shared->y[tile.line];
+    float rho, sigma;
+    take_scalings(last, &rho, &sigma);
     const double f = potential(tile.shared->row_offset[tile.line], x, tile.problem.eps);
     const double g = potential(tile.shared->column_offset[tile.line], y, tile.problem.eps);
-    tile.publish(tile.shared->f, x == 0.0f ? 0.0f : float(f));
-    tile.publish(tile.shared->g, y == 0.0f ? 0.0f : float(g));
-    tile.publish(tile.shared->x[0], x);
-    tile.publish(tile.shared->y, y);
-    tile.sync();
-    derive(upstream);
+    tile.publish(tile.shared->f, x == 0.0f ? 0.0 : f);
+    tile.publish(tile.shared->g, y == 0.0f ? 0.0 : g);
     tile.sync();
     float mean = 0.0f;
     for_entries([&](int e, int i) KD_LAMBDA {
-      pairs[e] = tile.cost_in_column(e);
-      mean = fma(pairs[e] * tile.in_column[e], tile.shared->x[0][i], mean);
+      const float k = tile.in_column[e];
+      const float of_value = call.of.entropic ? float(tile.shared->f[i]) : tile.cost_in_column(e);
+      mean = fma(k == 0.0f ? 0.0f : of_value * k, xs[i], mean);
     });
-    const float centre = tile.whole(mean) * sigma;
+    const float value_centre =
+        upstream * (tile.whole(mean) * sigma + (call.of.entropic && y != 0.0f ? float(g) : 0.0f));
+    tile.publish(tile.shared->centre, value_centre);
+    tile.sync();
+    derive(upstream);
+    tile.sync();
+    // What is asked of the plan itself may have more in common.
+    float rest_of_mean = 0.0f;
+    for_entries([&](int e, int i)
+                    KD_LAMBDA { rest_of_mean = fma(tile.cost_in_column(e) * tile.in_column[e], xs[i], rest_of_mean); });
+    const float centre = tile.whole(rest_of_mean) * sigma;
     tile.publish(tile.shared->centre, centre);
     tile.sync();
     float of_row = 0.0f, of_column = 0.0f;
@@ -189,16 +215,16 @@ template <int kSize, int kEntries> class TileReverse {
     });
     const float explicit_part = upstream * float(tile.problem.eps);
     for_entries([&](int e, int i) KD_LAMBDA {
-      const float weight = tile.shared->x[0][i], rest = pairs[e] - centre;
-      of_column = fma(rest * tile.in_column[e], weight, of_column);
-      pairs[e] = weight * y * (explicit_part - rest);
+      const float rest = tile.cost_in_column(e) - centre;
+      of_column = fma(rest * tile.in_column[e], xs[i], of_column);
+      pairs[e] = xs[i] * y * (explicit_part - rest);
     });
-    alpha = relative(rho, in_second_frame(last)) * tile.whole(of_row);
-    beta = sigma * tile.whole(of_column);
-    tile.publish(tile.shared->a_gradient, 0.0f);
-    tile.publish(tile.shared->b_gradient, centre);
+    tile.publish(tile.shared->alpha, relative(rho, in_second_frame(last)) * tile.whole(of_row));
     kept = false;
-    tile.sync();  // x and y are written anew
+    tile.publish(tile.shared->a_gradient, 0.0f);
+    tile.publish(tile.shared->b_gradient, value_centre + centre);
+    tile.sync();  // y is no more read
+    publish_columns(y, sigma * tile.whole(of_column));
   }
 
   // pairs += x y'^T + z y^T; -> (K^T z)_j.
@@ -240,9 +266,8 @@ template <int kSize, int kEntries> class TileReverse {
 
   const SinkhornBackwardCall& call;
   T tile;
-  float x, y, rho, sigma, alpha, beta;  // of the thread's row and column
-  bool jumped;                          // from frame A to frame B, in the first iteration
-  bool kept;                            // whether there is something in `total`
+  bool jumped;  // from frame A to frame B, in the first iteration
+  bool kept;    // whether there is something in `total`
   float pairs[kEntries];
 };
 

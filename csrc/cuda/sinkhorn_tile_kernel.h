@@ -86,7 +86,6 @@ template <int kSize, int kEntries> class TileSolver {
     nearest = tile.least(nearest);
     tile.publish(tile.shared->row_offset, nearest < double(kInfinity) ? nearest : 0.0);
     x = rho = sigma = 0.0f;
-    tile.sync();
   }
 
   // Frame B: every column that something is sent to has an entry of 1.
@@ -104,7 +103,6 @@ template <int kSize, int kEntries> class TileSolver {
     }
     nearest = tile.least(nearest);
     tile.publish(tile.shared->column_offset, abs(nearest) < double(kInfinity) ? nearest : 0.0);
-    tile.sync();
   }
 
   KD_DEVICE void absorb(bool rows_are_absorbed) {
@@ -113,7 +111,6 @@ template <int kSize, int kEntries> class TileSolver {
     x = scaled(tile.a(), rho, true);
     y = scaled(tile.b(), sigma, true);
     tile.publish(tile.shared->y, y);
-    tile.sync();
   }
 
   KD_DEVICE void keep_history(int64_t t) const {

@@ -54,7 +54,7 @@ class Support:
 SUPPORT = {
     "cpu": Support(frozenset({"cpu"}), _UP_TO_DOUBLE),
     "cuda": Support(
-        frozenset({"cuda"}), _UP_TO_SINGLE, frozenset({"rows", "l1_cost"}), mixed=False, capability=(8, 0),
+        frozenset({"cuda"}), _UP_TO_SINGLE, frozenset({"rows", "sinkhorn", "l1_cost"}), mixed=False, capability=(8, 0),
         completed_by="triton",
     ),
     "triton": Support(frozenset({"cuda", "xpu"}), _UP_TO_SINGLE),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "native" / "emulation"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "transport"))
 
 import emulated_build
 from emulated_cuda import EmulatedCuda

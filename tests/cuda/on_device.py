@@ -1,6 +1,7 @@
 """The backend `cuda` on a GPU, called as tests call the emulated one."""
 
 import contextlib
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -10,30 +11,25 @@ from torch import Tensor
 class DeviceCuda:
     """Functions of kd_kernels.backends.cuda on CPU tensors, by way of the GPU: what runs emulated elsewhere runs there.
 
-<<<<<<< HEAD
-    `seed` has no meaning here; `written` is as in EmulatedCuda; with a lower `capability` the forms for
-    older devices run.
-=======
-    `seed` and `properties` have no meaning here; with a lower `capability` the forms for older devices run.
->>>>>>> emulation
+    `seed` has no meaning here; `written` and `constants` are as in EmulatedCuda. With a lower `capability` the forms
+    for older devices run, with other `properties` those for such a device.
     """
 
     def __getattr__(self, name: str):
         if name.startswith("_"):
             raise AttributeError(name)
 
-<<<<<<< HEAD
-        def call(*args, seed=0, capability=None, written=None, **options):
-=======
-        def call(*args, seed=0, capability=None, properties=None, constants=None, **options):
->>>>>>> emulation
+        def call(*args, seed=0, capability=None, properties=None, constants=None, written=None, **options):
             from kd_kernels.backends import cuda
 
             here = torch.cuda.get_device_capability()
             told = here if capability is None else min(tuple(capability), here)
+            real = torch.cuda.get_device_properties()
+            like = SimpleNamespace(**{x: getattr(real, x) for x in dir(real) if x[0] != "_"} | (properties or {}))
             args, options = moved((args, options), "cuda")
             with contextlib.ExitStack() as patches:
                 patches.enter_context(mock.patch.object(torch.cuda, "get_device_capability", return_value=told))
+                patches.enter_context(mock.patch.object(torch.cuda, "get_device_properties", return_value=like))
                 for constant, value in (constants or {}).items():
                     patches.enter_context(mock.patch(f"kd_kernels.backends.cuda.{constant}", value))
                 result = getattr(cuda, name)(*args, **options)

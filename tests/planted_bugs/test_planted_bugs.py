@@ -11,6 +11,7 @@ import chunk_bugs
 import cpu_bugs
 import cuda_l1_bugs
 import cuda_row_bugs
+import cuda_sinkhorn_bugs
 import pytest
 import triton_bugs
 from bugs import files, kinds
@@ -20,7 +21,7 @@ from kd_kernels.backends import select
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-CUDA_BUGS = [cuda_l1_bugs, cuda_row_bugs]
+CUDA_BUGS = [cuda_l1_bugs, cuda_row_bugs, cuda_sinkhorn_bugs]
 HALVES = 2  # of the bugs of the core, for two processors
 
 

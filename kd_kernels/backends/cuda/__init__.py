@@ -18,8 +18,9 @@ from kd_kernels.backends.cuda.rows import (
     scale_,
     workspace,
 )
+from kd_kernels.backends.cuda.sinkhorn import sinkhorn, sinkhorn_backward
 
 __all__ = [
     "DTYPES", "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
-    "l1_cost_backward", "row_losses", "row_plan", "scale_", "workspace",
+    "l1_cost_backward", "row_losses", "row_plan", "scale_", "sinkhorn", "sinkhorn_backward", "workspace",
 ]  # fmt: skip
