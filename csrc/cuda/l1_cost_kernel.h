@@ -109,7 +109,7 @@ template <int kBytes, int kTile> __global__ void __launch_bounds__(L1Tiling<kTil
     p = p_row.template load<kOwn>(v + Steps::kColumns, own_length);
     const float* const q_columns = shared + 2 * kSide * buffer + row;
     const float* const p_columns = shared + 2 * kSide * buffer + kSide + column;
-#pragma unroll 2
+#pragma unroll(kTile == 128 ? 1 : 2)  // a thread of a large tile has no registers for more
     for (int k = 0; k < Steps::kColumns; ++k) {
       float a[kPairs], b[kPairs];
 #pragma unroll

@@ -75,9 +75,10 @@ def forbidden_entries(cuda):
 
 
 def vectors(cuda):
-    """Rows that do not count, entries that are equal."""
-    student, teacher = (torch.randint(-2, 3, (2, k, 30)) / 2 for k in (5, 20))
-    student_mask, teacher_mask = torch.rand(2, 5) < 0.6, torch.rand(2, 20) < 0.8
+    """One row that counts on a side, and not the first; entries that are equal."""
+    student, teacher = (torch.randint(-2, 3, (6, k, 30)) / 2 for k in (5, 20))
+    student_mask, teacher_mask = torch.ones(6, 5) == 0, torch.ones(6, 20) == 0
+    student_mask[:3, 3] = student_mask[3:, 1:] = teacher_mask[:3, 5:18] = teacher_mask[3:, 2] = True
     compare(cuda, student, teacher, student_mask, teacher_mask, columns=27, softmax=False)
 
 
@@ -107,10 +108,10 @@ BUGS = [
         KERNEL,
         "some[threadIdx.x] = 0;\n  __syncthreads();",
         "some[threadIdx.x] = 0;",
-        unaligned_rows,
+        vectors,
         "flags cleared after they were set",
     ),
-    bug(KERNEL, "some[1] = 1;\n  __syncthreads();", "some[1] = 1;", unaligned_rows, "flags read before they are set"),
+    bug(KERNEL, "some[1] = 1;\n  __syncthreads();", "some[1] = 1;", vectors, "flags read before they are set"),
     bug(
         KERNEL,
         "shared[threadIdx.x] = sum;\n  __syncthreads();",
@@ -186,14 +187,14 @@ BUGS = [
         GRADIENT,
         "to the loop.\n  __syncthreads();\n",
         "to the loop.\n",
-        unaligned_rows,
+        long_rows,
         "the last rows overwritten before all have read them",
     ),
     bug(
         GRADIENT,
         "sums[thread / 32 * 8 + i] = sum;\n  }\n  __syncthreads();",
         "sums[thread / 32 * 8 + i] = sum;\n  }",
-        unaligned_rows,
+        long_rows,
         "sums read before they are there",
     ),
     bug(
