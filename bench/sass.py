@@ -23,6 +23,7 @@ _PART = "row_kernel_on_chip"
 _KERNEL = re.compile(r"^row_kernel_on_chip<(.*), (\d)>$")  # family, bytes of an entry
 _FP32 = {"FADD", "FMUL", "FFMA"}
 _PAIRED = {"FADD2", "FMUL2", "FFMA2"}  # two results
+_MAXIMUM = {"FMNMX", "FMNMX3", "HMNMX2", "VHMNMX"}
 _BULK_LOAD, _BULK_STORE = re.compile(r"UBLKCP\.S\.G"), re.compile(r"UBLKCP\.G\.S")
 
 
@@ -57,7 +58,8 @@ def sweeps(code: Code) -> list[Sweep]:
         counts = Counter(_name(at) for at in body)
         loads = {name: n for name, n in counts.items() if name.startswith("LDS")}
         width = next((bits for bits in (64, 128) if loads.keys() == {f"LDS.{bits}"}), 0)
-        if width and loads[f"LDS.{width}"] in (2, 3):  # both sides, and what was kept of h beside the teacher
+        # Of both sides, and of what was kept of h beside the teacher. Vectors are moved on chip without arithmetic.
+        if width and loads[f"LDS.{width}"] in (2, 3) and counts.keys() & (_FP32 | _PAIRED | _MAXIMUM):
             found.append(Sweep(width // 8 // entry_bytes, width == 128, counts))
     return found
 

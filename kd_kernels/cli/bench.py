@@ -96,7 +96,7 @@ def run(args: Namespace) -> int:
         )  # if matplotlib is missing, better before the measuring than after
 
     target = importlib.import_module(TARGETS[args.target])
-    _complete(args, target)
+    complete(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     described = machine.describe(args.device)
@@ -138,10 +138,15 @@ def _cases(args: Namespace, target: ModuleType) -> "Sequence[Case]":
     return cases
 
 
-def _complete(args: Namespace, target: ModuleType) -> None:
-    """Fills in the defaults that depend on other arguments or on the machine."""
+def complete(args: Namespace) -> None:
+    """Fills in the defaults that depend on other arguments or on the machine.
+
+    Raises:
+        ValueError: options that do not go together, or a device that is not there.
+    """
     import torch
 
+    target = importlib.import_module(TARGETS[args.target])
     for other in TARGETS.keys() - {args.target}:
         for option in importlib.import_module(TARGETS[other]).OPTIONS:
             if getattr(args, option) is not None or option in dict(args.sweep or ()):

@@ -43,7 +43,7 @@ class Replacement(NamedTuple):
 
 
 def prepare(package: str, targets: list[Target]) -> list[Replacement]:
-    """Replacements for all the targets, none of them applied yet.
+    """Replacements for all the targets, in their order, none of them applied yet.
 
     Raises:
         ImportError: the package is not installed.
@@ -51,7 +51,13 @@ def prepare(package: str, targets: list[Target]) -> list[Replacement]:
     """
     replacements, problems = [], []
     for target in targets:
-        module = importlib.import_module(target.module)
+        try:
+            module = importlib.import_module(target.module)
+        except ModuleNotFoundError as error:
+            if error.name == package or not f"{target.module}.".startswith(f"{error.name}."):
+                raise  # the package itself, or something that it imports
+            problems.append(f"{error.name} is missing")
+            continue
         missing = [f"{target.module}.{path}" for path in (target.path, *target.needs) if not _has(module, path)]
         if missing:
             problems += [f"{name} is missing" for name in missing]

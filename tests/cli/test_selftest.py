@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -93,3 +95,13 @@ def test_leaves_the_instruction_set_as_it_was():
     before = _core.simd()
     main(["selftest"])
     assert _core.simd() == before
+
+
+def test_what_a_backend_lacks_is_left_out(monkeypatch):
+    """As the table of backends says; what it has is still tested."""
+    support = dataclasses.replace(select.SUPPORT["cpu"], groups=frozenset({"rows", "sinkhorn"}))
+    monkeypatch.setitem(select.SUPPORT, "cpu", support)
+    column = selftest.Column("cpu", "cpu", "cpu")
+    assert selftest.check("sinkhorn", column) == selftest.check("sorted_l1", column) == []
+    assert selftest._cell([]) == ""
+    assert {check.part for check in selftest.check("tvd", column)} == {"losses", "gradient"}

@@ -71,10 +71,10 @@ def test_what_is_counted():
     assert (sweep.elements, sweep.whole, sweep.special, sweep.fp32, sweep.total) == (8, True, 16, 4, 24)
     assert (sweep.counts["STG.128"], sweep.counts["LDG.32"]) == (1, 1)
     assert sass.far([sweep]) == {"special": 2, "fp32": 0.5, "instructions": 3}
-    (part,) = sass.sweeps(Code("row_kernel_on_chip<KlRows<true, true>, 4>", "sm_90a", loop("LDS.64", "LDS.64")))
+    (part,) = sass.sweeps(Code("row_kernel_on_chip<KlRows<true, true>, 4>", "sm_90a", loop("LDS.64", "LDS.64", "FADD")))
     assert (part.elements, part.whole) == (2, False)
-    others = loop("LDS.128", "LDS.128", "LDS", "FADD")
-    assert sass.sweeps(Code("row_kernel_on_chip<KlRows<true, true>, 4>", "sm_90a", others)) == []
+    for others in (loop("LDS.128", "LDS.128", "LDS", "FADD"), loop("LDS.128", "LDS.128", "STS.128")):
+        assert sass.sweeps(Code("row_kernel_on_chip<KlRows<true, true>, 4>", "sm_90a", others)) == []
 
 
 def test_what_moves_between_memory_and_chip():

@@ -22,6 +22,7 @@ from trl.trainer import distillation_trainer
 
 import kd_kernels as kd
 import kd_kernels.integrations.trl as kd_trl
+from kd_kernels.integrations.replacement import Target, prepare
 from kd_kernels.integrations.trl.patching import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -242,16 +243,29 @@ class TestPatching:
             with pytest.raises(RuntimeError, match=r"takes \(student, teacher\) instead of \(student_logits, .*beta"):
                 kd_trl.patch(distillation=False, gold=False)
 
-    def test_all_that_is_missing_is_named(self, monkeypatch):
+    def test_a_missing_module(self, monkeypatch):
         with monkeypatch.context() as patch:
-            for name in ("_align_by_byte_offsets", "_compute_distillation_loss"):
-                patch.delattr(gold_trainer.ULDLoss, name)
+            patch.setitem(sys.modules, "trl.trainer.distillation_trainer", None)
+            with pytest.raises(RuntimeError, match=r"trl \d+.*: trl\.trainer\.distillation_trainer is missing"):
+                kd_trl.patch()
+
+    def test_a_package_that_is_not_there(self):
+        with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+            prepare("no_such_package", [Target("no_such_package.module", "function", lambda original: original)])
+
+    def test_all_that_is_missing_is_named(self, monkeypatch):
+        absent = [
+            (gold_trainer.ULDLoss, "_align_by_byte_offsets"),
+            (gold_trainer.ULDLoss, "_compute_distillation_loss"),
+            (gkd_trainer.GKDTrainer, "generalized_jsd_loss"),
+        ]
+        with monkeypatch.context() as patch:
+            for owner, name in absent:
+                patch.delattr(owner, name)
             with pytest.raises(RuntimeError) as caught:
                 kd_trl.patch()
-            assert all(
-                f"ULDLoss.{n} is missing" in str(caught.value)
-                for n in ("_align_by_byte_offsets", "_compute_distillation_loss")
-            )
+        for owner, name in absent:
+            assert f"{owner.__name__}.{name} is missing" in str(caught.value)
 
 
 def compare(ours, theirs, *leaves, rtol=1e-9, atol=1e-12):
@@ -471,7 +485,6 @@ def test_peak_memory_is_lower():
     peaks = json.loads(run.stdout.splitlines()[-1])
     if None in peaks:
         pytest.skip("this kernel does not let the peak be reset")
-    print(peaks)
     of_trl = {json.dumps(case): peak for (case, way), peak in zip(wanted, peaks, strict=True) if way == "trl"}
     for (case, way), ours, (*_, share) in zip(wanted, peaks, PEAKS, strict=False):
         assert ours <= share * of_trl[json.dumps(case)], (case, way, ours, of_trl)

@@ -7,8 +7,8 @@ import kd_kernels as kd
 from kd_kernels.testing.inputs import far_pair, near_pair
 from kd_kernels.testing.truth import truth
 
-# Few kernels are compiled again with every bug: those of one family, for bfloat16, in a unit that takes the place of the
-# sources' own.
+# Few kernels are compiled again with every bug: those of one family, for bfloat16, in a unit that takes the place of
+# the sources' own.
 FAMILIES = {
     "planted_reverse": "KlRows<false, true>", "planted_jsd": "JsdRows", "planted_akl": "AklRows",
     "planted_tvd": "TvdRows",

@@ -31,8 +31,8 @@ _patched: dict[str, list[Replacement]] = {}
 def patch(*, distillation: bool = True, gkd: bool = True, gold: bool = True) -> None:
     """Replaces the losses of TRL's trainers, of those that exist as well as of those to come, in this process.
 
-    Patching what is patched does nothing. Trainers compute what they computed, and say so in the same logs; the logits
-    of GKDTrainer and GOLDTrainer stay, and of tensors of their size the gradient alone is added.
+    Patching what is patched does nothing. Trainers compute what they computed, with the same logs; GKDTrainer and
+    GOLDTrainer still make the logits of both models (`FusedLossMixin` does not).
 
     Args:
         distillation: `DistillationTrainer`: its chunked divergence, with the entropy that it logs.
@@ -48,11 +48,11 @@ def patch(*, distillation: bool = True, gkd: bool = True, gold: bool = True) -> 
     with _lock:
         missing = [trainer for trainer, want in wanted.items() if want and trainer not in _patched]
         # All of them are looked at before the first is touched.
-        prepared = {trainer: prepare("trl", TARGETS[trainer]) for trainer in missing}
-        for trainer, replacements in prepared.items():
-            for replacement in replacements:
+        prepared = iter(prepare("trl", [target for trainer in missing for target in TARGETS[trainer]]))
+        for trainer in missing:
+            _patched[trainer] = [next(prepared) for _ in TARGETS[trainer]]
+            for replacement in _patched[trainer]:
                 replacement.apply()
-            _patched[trainer] = replacements
             logger.info("TRL's %s losses are those of kd_kernels now", trainer)
 
 
