@@ -69,11 +69,11 @@ def frames_of_tiles(cuda, **options):
         cost, a, b = random_problem(n, m, 1, torch.float32)
         cost = cost.mT.contiguous().mT
         compare(cuda, cost, a, b, eps=2e-3, iterations=9, **options)
-        cost[:, :, -1] += 20  # a thread of the last warp
-        cost[:, 0, -1] -= 2
+        cost[:, :, -1] += 200  # a thread of the last warp
+        cost[:, 0, -1] -= 20
         a[:, 0] = 1e-12
         for iterations, tol in ((3, None), (3, 0.9)):
-            compare(cuda, cost, a, b, eps=0.1, iterations=iterations, tol=tol, **options)
+            compare(cuda, cost, a, b, eps=1e-2, iterations=iterations, tol=tol, **options)
 
 
 def masses_and_starts(cuda, **options):
@@ -122,12 +122,12 @@ def shares(cuda, **options):
 
 def frames_of_shares(cuda, **options):
     cost, a, b = random_problem(131, 40, 1, torch.float32)
-    compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=2e-3, iterations=7, **options)
-    cost[:, :, -1] += 20  # not a thread of the first warp
-    cost[:, 0, -1] -= 2
+    compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=1e-3, iterations=12, **options)
+    cost[:, :, -1] += 200  # not a thread of the first warp
+    cost[:, 0, -1] -= 20
     a[:, 0] = 1e-12
     for iterations, tol in ((3, None), (3, 0.9)):
-        compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=0.1, iterations=iterations, tol=tol, **options)
+        compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=1e-2, iterations=iterations, tol=tol, **options)
 
 
 def many_terms(cuda):
@@ -186,7 +186,6 @@ BUGS = [
     bug(REVERSE, "value_centre + centre", "centre", tiles, "the gradient of the centres left out"),
     # Shares
     without(SHARE, "row(first + lane, mine);\n        }\n        __syncthreads();", shares_forward),
-    bug(SHARE, "turn_ = 1 - turn_;", "", shared_frames_forward, "flags written anew while others read them"),
     bug(
         SHARE,
         "part < kSinkhornParts; ++part) total",
@@ -200,6 +199,11 @@ BUGS = [
         "      if (t > 0 &&",
         shares_forward,
         "sums of other blocks read before they are there",
+    ),
+    without(
+        SHARE_SOLVER,
+        "y[j] = scaled(share.b(j), sigma[j], true);\n    });\n    share.barrier();",
+        shared_frames_forward,
     ),
     bug(
         SHARE_REVERSE,
