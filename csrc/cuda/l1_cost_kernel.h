@@ -50,7 +50,7 @@ template <int kBytes, int kTile> struct L1Steps {
   static_assert(L1Tiling<kTile>::kThreads == 2 * kTile && kL1Chain % kColumns == 0);
 };
 
-// Probabilities of a row, each into its column; those beyond the range, and of a row that does not count, are 0.
+// Probabilities of a row, each into its column; those beyond the range are 0.
 template <int kPitch, int kBytes, int kCount>
 KD_DEVICE void put_probabilities(const L1Row<kBytes>& row, const Entries<kBytes, kCount>& entries, int count, bool half,
                                  bool softmax, float* place) {
@@ -59,7 +59,7 @@ KD_DEVICE void put_probabilities(const L1Row<kBytes>& row, const Entries<kBytes,
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     const float q = softmax ? row.probability(x[k]) : x[k];
-    place[k * kPitch] = row.entries && k < count ? q : 0.0f;
+    place[k * kPitch] = k < count ? q : 0.0f;
   }
 }
 
@@ -109,7 +109,7 @@ template <int kBytes, int kTile> __global__ void __launch_bounds__(L1Tiling<kTil
     p = p_row.template load<kOwn>(v + Steps::kColumns, own_length);
     const float* const q_columns = shared + 2 * kSide * buffer + row;
     const float* const p_columns = shared + 2 * kSide * buffer + kSide + column;
-#pragma unroll 2
+#pragma unroll(kTile == 128 ? 1 : 2)  // a thread of a large tile has no registers for more
     for (int k = 0; k < Steps::kColumns; ++k) {
       float a[kPairs], b[kPairs];
 #pragma unroll

@@ -114,7 +114,7 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
     // it.
     __syncthreads();
     fetch(first + Steps::kRows);
-#pragma unroll 2
+#pragma unroll(kSoftmax ? 2 : 1)
     for (int j = 0; j < Steps::kRows; ++j) {
       const float4 y = *reinterpret_cast<const float4*>(others + j * kL1GainColumns + across);
       const float4 low = *reinterpret_cast<const float4*>(scales + j * kL1GainRows + down);
@@ -132,13 +132,11 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
     }
   }
 
-  if constexpr (!kSoftmax) {
+  if constexpr (!kSoftmax) {  // beyond the last column all entries are equal
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int row = tile.row + down + i;
       if (row >= n || column >= span) continue;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) gain[i][k] = column + k < columns ? gain[i][k] : 0.0f;
       char* const out = static_cast<char*>(backward.gradient) + kBytes * ((problem * n + row) * span + column);
       Entries<kBytes, 4>::of_float(half, gain[i]).store(out, span - column);
     }
@@ -163,7 +161,7 @@ template <int kBytes, bool kSoftmax> __global__ void __launch_bounds__(kL1GainTh
     row.template load<4>(column, columns).to_float(half, x);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (row.entries && column + k < columns) sum = fmaf(row.probability(x[k]), gains[i * int64_t(span) + k], sum);
+      if (column + k < columns) sum = fmaf(row.probability(x[k]), gains[i * int64_t(span) + k], sum);
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
     if (thread % 32 == 0) sums[thread / 32 * 8 + i] = sum;
@@ -191,10 +189,7 @@ template <int kBytes> __global__ void __launch_bounds__(kL1RowThreads)
   const auto student = L1Row<kBytes>::at(of, true, tile.problem, row);
   const int blocks = (columns + kL1GainColumns - 1) / kL1GainColumns;
   float mean = 0.0f;
-  if (student.entries) {
-    for (int k = static_cast<int>(threadIdx.x); k < blocks; k += kL1RowThreads)
-      mean += backward.sums[line * blocks + k];
-  }
+  for (int k = static_cast<int>(threadIdx.x); k < blocks; k += kL1RowThreads) mean += backward.sums[line * blocks + k];
   mean = over_block(mean, shared, Add());
   const int column = static_cast<int>(blockIdx.x % parts) * kL1GradientColumns + static_cast<int>(threadIdx.x) * 8;
   if (column >= width) return;
@@ -203,7 +198,7 @@ template <int kBytes> __global__ void __launch_bounds__(kL1RowThreads)
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     float derivative = 0.0f;
-    if (student.entries && column + k < columns) {
+    if (column + k < columns) {
       const float gain = backward.gains[line * columns + column + k];
       derivative = student.probability(x[k]) * (gain - mean) * backward.inverse_temperature;
     }

@@ -110,7 +110,7 @@ KD_DEVICE bool row_counts(const L1Side& side, int64_t problem, int row) {
   return row < side.rows && (!side.mask || side.mask[problem * side.rows + row] != 0);
 }
 
-// A row, and what its probabilities are made with.
+// A row, and what its probabilities are made with. Those of a row that does not count are 0, and so are its entries.
 template <int kBytes> struct L1Row {
   const char* entries;  // null where the row does not count
   float top, rate, inverse;

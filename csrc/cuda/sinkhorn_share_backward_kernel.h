@@ -61,7 +61,6 @@ class ShareReverse {
       if (second && !split) {
         // The columns were scaled in frame B, the rows in frame A.
         take_offsets(0);
-        __syncthreads();  // x is no more read
         share.for_rows([&](int i) KD_LAMBDA { x[i] = share.a(i) * scaling[i]; });
         split = stale = true;
       } else {
@@ -260,7 +259,6 @@ class ShareReverse {
   }
 
   KD_DEVICE void write() const {
-    __syncthreads();
     const SinkhornProblems& of = call.of;
     if (call.cost_gradient && call.cost_gradient != call.total) {
       share.for_rows_by_warps([&](int i) KD_LAMBDA {

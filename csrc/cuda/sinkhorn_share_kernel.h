@@ -159,7 +159,6 @@ class ShareSolver {
     float* const sent = next;
     float* const of_row = rho;  // parts of the value
     float* const of_column = sigma;
-    share.barrier();  // where a tolerance was met all blocks have seen it
     share.sweep(y, [&](int i, float sum) KD_LAMBDA {
       sent[i] = x[i] * sum;
       return x[i];

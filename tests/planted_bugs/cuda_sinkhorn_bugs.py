@@ -15,7 +15,7 @@ from problems import random_problem  # noqa: E402
 from sinkhorn_calls import by_autograd, by_kernels  # noqa: E402
 
 INF, NAN = math.inf, math.nan
-SEEDS = 3
+SEEDS = 2
 EIGHT_BLOCKS = {"multi_processor_count": 64}
 
 
@@ -24,6 +24,8 @@ def near(actual, expected, what):
     actual, finite = actual.double(), expected.isfinite()
     assert torch.equal(actual[~finite], expected[~finite]), f"{what}: infinite in other places than the truth"
     size = expected[finite].abs().amax().item() if finite.any() else 0.0
+    if what == "error":  # a difference of masses, of which it is a share
+        size = 1.0
     error = (actual - expected)[finite].abs()
     assert (error <= 3e-5 * size).all(), f"{what}: error {error.max():.1e} of {size:.1e}"
 
@@ -55,22 +57,23 @@ def forward(problem):
 
 
 def tiles(cuda, **options):
-    """One warp, two, and two threads for a line; the mass of the tolerance is not 1."""
-    for n, m, value in ((20, 30, "entropic"), (40, 33, "transport"), (70, 66, "entropic")):
+    """One warp, and two threads for a line; the mass of the tolerance is not 1."""
+    for n, m, value in ((20, 30, "transport"), (70, 66, "entropic")):
         cost, a, b = random_problem(n, m, 2, torch.float32)
-        compare(cuda, cost, a * 3, b * 3, value=value, tol=2e-3, iterations=4, **options)
+        compare(cuda, cost, a * 30, b * 30, value=value, tol=2e-2, iterations=6, **options)
 
 
 def frames_of_tiles(cuda, **options):
-    """A column that no row prefers, then scalings that drift, then both; stopping right behind."""
-    for n, m in ((12, 12), (40, 33), (70, 66)):
+    """Scalings that drift, a column that no row prefers, both, and stopping right behind; costs that lie by columns."""
+    for n, m in ((12, 12), (70, 66)):
         cost, a, b = random_problem(n, m, 1, torch.float32)
+        cost = cost.mT.contiguous().mT
         compare(cuda, cost, a, b, eps=2e-3, iterations=9, **options)
-        cost[:, :, 3] += 20
-        cost[:, 0, 3] -= 2
+        cost[:, :, -1] += 200  # a thread of the last warp
+        cost[:, 0, -1] -= 20
         a[:, 0] = 1e-12
-        for iterations, tol in ((1, None), (3, None), (3, 0.9)):
-            compare(cuda, cost, a, b, eps=0.1, iterations=iterations, tol=tol, **options)
+        for iterations, tol in ((3, None), (3, 0.9)):
+            compare(cuda, cost, a, b, eps=1e-2, iterations=iterations, tol=tol, **options)
 
 
 def masses_and_starts(cuda, **options):
@@ -113,19 +116,18 @@ def shares(cuda, **options):
     """In one block, two and eight."""
     for batch, properties in ((3, None), (1, None), (1, EIGHT_BLOCKS)):
         cost, a, b = random_problem(131, 20, batch, torch.float32)
-        compare(cuda, cost, a * 3, b * 3, properties, tol=1e-3, iterations=4, value="entropic", **options)
+        compare(cuda, cost, a * 30, b * 30, properties, tol=2e-2, iterations=6, value="entropic", **options)
     compare(cuda, *random_problem(9, 130, 1, torch.float32), EIGHT_BLOCKS, iterations=2, **options)
 
 
 def frames_of_shares(cuda, **options):
-    for properties in (None, EIGHT_BLOCKS):
-        cost, a, b = random_problem(131, 20, 1, torch.float32)
-        compare(cuda, cost, a, b, properties, eps=2e-3, iterations=9, **options)
-        cost[:, :, 3] += 20
-        cost[:, 0, 3] -= 2
-        a[:, 0] = 1e-12
-        for iterations, tol in ((1, None), (3, None), (3, 0.9)):
-            compare(cuda, cost, a, b, properties, eps=0.1, iterations=iterations, tol=tol, **options)
+    cost, a, b = random_problem(131, 40, 1, torch.float32)
+    compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=1e-3, iterations=12, **options)
+    cost[:, :, -1] += 200  # not a thread of the first warp
+    cost[:, 0, -1] -= 20
+    a[:, 0] = 1e-12
+    for iterations, tol in ((3, None), (3, 0.9)):
+        compare(cuda, cost, a, b, EIGHT_BLOCKS, eps=1e-2, iterations=iterations, tol=tol, **options)
 
 
 def many_terms(cuda):
@@ -184,7 +186,6 @@ BUGS = [
     bug(REVERSE, "value_centre + centre", "centre", tiles, "the gradient of the centres left out"),
     # Shares
     without(SHARE, "row(first + lane, mine);\n        }\n        __syncthreads();", shares_forward),
-    bug(SHARE, "turn_ = 1 - turn_;", "", shared_frames_forward, "flags written anew while others read them"),
     bug(
         SHARE,
         "part < kSinkhornParts; ++part) total",
@@ -198,6 +199,11 @@ BUGS = [
         "      if (t > 0 &&",
         shares_forward,
         "sums of other blocks read before they are there",
+    ),
+    without(
+        SHARE_SOLVER,
+        "y[j] = scaled(share.b(j), sigma[j], true);\n    });\n    share.barrier();",
+        shared_frames_forward,
     ),
     bug(
         SHARE_REVERSE,
