@@ -27,6 +27,16 @@ settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process that is done takes tests of one that is not: the last ones, planted bugs, are the longest."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _seed(request):
     """A seed of its own for every test, whatever the order they run in."""
