@@ -87,7 +87,8 @@ def test_eps_of_each_problem(emulated):
 
 @pytest.mark.parametrize(("n", "m"), [(12, 12), (40, 40), (80, 72), (131, 40)], ids=lambda k: str(k))
 def test_new_frames(emulated, n, m):
-    """Scalings pass 2^28 where the best assignment takes long to find."""
+    """Scalings pass 2^28 where the best assignment takes long to find: in most problems, and in these."""
+    torch.manual_seed(0)
     cost, a, b = random_problem(n, m, 1, torch.float32)
     actual, _ = check(emulated, cost, a, b, eps=1e-3, iterations=20 if n == 12 else 12)
     history, offsets = actual["history"], actual["offsets"]
