@@ -64,8 +64,9 @@ def test_within_budget(emulated, v, dtype):
     check(emulated, *pair(2 if v < 32003 else 1, 3, 5, v, dtype), temperatures=(1.5, 1.5))
 
 
-def test_a_large_vocabulary(emulated):
-    check(emulated, *pair(1, 1, 2, 151_936, torch.bfloat16), temperatures=(2.0, 2.0))
+@each_dtype
+def test_a_large_vocabulary(emulated, dtype):
+    check(emulated, *pair(1, 1, 2, 151_936, dtype), temperatures=(2.0, 2.0))
 
 
 @each_dtype
