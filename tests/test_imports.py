@@ -18,6 +18,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"language_models"},
     {"divergences", "reduction", "stats", "slice_rows", "head", "top_k", "adjoint", "_core", "_cuda"},
+    {"dense_rows"},
     {"arguments", "entries", "smoothed_tvd"},
     {"backends"},
     {"chunks"},

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from kd_kernels import _core
+from kd_kernels import _core, dense_rows
 from kd_kernels.backends.cpu.memory import empty_gradient
 from kd_kernels.backends.cpu.tensors import DTYPES, address, as_real
+from kd_kernels.dense_rows import rows_contiguous
 from kd_kernels.reduction import sum_dtype
 from kd_kernels.slice_rows import SliceStatistics
 
@@ -39,21 +40,8 @@ def divergence(
     return loss, gradient, entropy
 
 
-def divergence_backward(
-    upstream: Tensor,  # (N,)
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor | None,
-    family: str,
-    params: list[float],
-    inverse_temperatures: list[float],
-    scale: float,
-    columns: int,
-) -> Tensor:
-    gradient = empty_gradient(student)
-    row_losses(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
-               gradient[:0])  # fmt: skip
-    return gradient
+def divergence_backward(upstream: Tensor, student: Tensor, *arguments) -> Tensor:
+    return dense_rows.divergence_backward(row_losses, empty_gradient(student), upstream, student, *arguments)
 
 
 def row_losses(
@@ -85,8 +73,7 @@ def outer_product(
     add: bool,
 ) -> None:
     """out = gain gradient^T hidden, or out += it; torch's product of these dtypes would end with a rounding."""
-    if hidden.stride(1) != 1:
-        hidden = hidden.contiguous()
+    hidden = rows_contiguous(hidden)
     _core.outer_product(
         *gradient.shape, hidden.shape[1], gradient.data_ptr(), gradient.stride(0), hidden.data_ptr(), hidden.stride(0),
         out.data_ptr(), out.stride(0), gain, add, torch.get_num_threads(),
@@ -183,8 +170,7 @@ def tail_gradient(
 
 def _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient, entries, tail_factor) -> None:
     # Held here until the core returns: every tensor whose address it is given.
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = rows_contiguous(logits)
     real = sum_dtype(logits.dtype)
     ids, weight, tail = ids.contiguous(), as_real(real, weight), as_real(real, tail)  # a new tail is as it should be
     entries, tail_factor = as_real(real, entries), as_real(real, tail_factor)
@@ -204,10 +190,7 @@ def _run_tail(logits, ids, weight, tail, inverse_temperature, columns, gradient,
 def _run(student, teacher, weight, upstream, normalizer, family, params, inverse_temperatures, scale, columns,
          reduction, gradient, loss, entropy) -> None:  # fmt: skip
     # Held here until the core returns: every tensor whose address it is given.
-    if student.stride(1) != 1:
-        student = student.contiguous()
-    if teacher.stride(1) != 1:
-        teacher = teacher.contiguous()
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     real = loss.dtype  # of row weights, upstream gradients and the normaliser, as of the sums
     weight, upstream, normalizer = as_real(real, weight), as_real(real, upstream), as_real(real, normalizer)
     rows, width = student.shape
@@ -229,10 +212,7 @@ def _run(student, teacher, weight, upstream, normalizer, family, params, inverse
 def _run_slice(name, student, teacher, weight, inverse_temperatures, family="kl", params=(0.0, 0.0), *,
                with_entropy=False, statistics=None, state=None, sums=None, factor=None,
                gradient=None) -> None:  # fmt: skip
-    if student.stride(1) != 1:
-        student = student.contiguous()
-    if teacher.stride(1) != 1:
-        teacher = teacher.contiguous()
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     weight = as_real(torch.float64, weight)
     rows, columns = student.shape
     _core.divergence_slice(

@@ -14,7 +14,3 @@ def address(x: Tensor | None) -> int:
 
 def as_real(dtype: torch.dtype, x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

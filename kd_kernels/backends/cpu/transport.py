@@ -5,7 +5,8 @@ from torch import Tensor
 
 from kd_kernels import _core
 from kd_kernels.backends.cpu.memory import empty_gradient
-from kd_kernels.backends.cpu.tensors import DTYPES, address, as_real, rows_contiguous
+from kd_kernels.backends.cpu.tensors import DTYPES, address, as_real
+from kd_kernels.dense_rows import rows_contiguous
 from kd_kernels.reduction import sum_dtype
 
 

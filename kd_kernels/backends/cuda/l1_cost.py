@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kd_kernels import _cuda
 from kd_kernels.backends.cuda.call import DTYPES, address, where
+from kd_kernels.dense_rows import rows_contiguous
 
 # Threads that the columns of a problem are shared by at least, where there are so many: two blocks of 256 to every
 # multiprocessor of a large GPU. The same on all, so that the sums are.
@@ -79,7 +80,7 @@ def _problems(
     student, teacher, student_mask, teacher_mask, inverse_temperatures, columns, softmax, statistics
 ) -> tuple[_cuda.L1Problems, tuple[Tensor | None, ...]]:
     """What the kernels are told of both sides, and what has to live until they were called."""
-    student, teacher = (x if x.stride(2) == 1 else x.contiguous() for x in (student, teacher))
+    student, teacher = map(rows_contiguous, (student, teacher))
     student_mask, teacher_mask = (x if x is None else x.contiguous() for x in (student_mask, teacher_mask))
     student_rate, teacher_rate = (x / math.log(2) for x in inverse_temperatures)
     problems = _cuda.L1Problems(

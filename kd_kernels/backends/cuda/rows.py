@@ -3,59 +3,19 @@
 import torch
 from torch import Tensor
 
-from kd_kernels import _cuda
+from kd_kernels import _cuda, dense_rows
 from kd_kernels.backends.cuda.call import DTYPES, address, where
-from kd_kernels.reduction import count
+from kd_kernels.dense_rows import empty_gradient, rows_contiguous
 
 _FAMILIES = _cuda.FAMILIES
 
-# torch itself adds such products up in float32, and its allocator keeps memory.
-OUTER_PRODUCT_DTYPES: set[torch.dtype] = set()
-KEPT_BYTES = None
+
+def divergence(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    return dense_rows.divergence(row_losses, *arguments)
 
 
-def divergence(
-    student: Tensor,  # (N, V)
-    teacher: Tensor,  # (N, V')
-    weight: Tensor | None,  # (N,)
-    normalizer: Tensor | None,  # ()
-    family: str,
-    params: list[float],
-    inverse_temperatures: list[float],
-    scale: float,
-    columns: int,
-    reduction: str,
-    with_gradient: bool,
-    with_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = student.shape[0]
-    if reduction == "mean":
-        normalizer = count(weight, student[:, 0]).clamp(min=1)
-    gradient = empty_gradient(student if with_gradient else student[:0])
-    entropy = student.new_empty((2, rows) if with_entropy else 0, dtype=torch.float32)
-    value = row_losses(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns,
-                       gradient, entropy)  # fmt: skip
-    if reduction == "none":
-        return value, gradient, entropy
-    total = value.sum()
-    return (total if normalizer is None else total / normalizer), gradient, entropy
-
-
-def divergence_backward(
-    upstream: Tensor,  # (N,)
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor | None,
-    family: str,
-    params: list[float],
-    inverse_temperatures: list[float],
-    scale: float,
-    columns: int,
-) -> Tensor:
-    gradient = empty_gradient(student)
-    row_losses(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
-               gradient[:0])  # fmt: skip
-    return gradient
+def divergence_backward(upstream: Tensor, student: Tensor, *arguments) -> Tensor:
+    return dense_rows.divergence_backward(row_losses, empty_gradient(student), upstream, student, *arguments)
 
 
 def row_losses(
@@ -77,10 +37,7 @@ def row_losses(
     """-> weighted losses (N,)."""
     losses = student.new_empty(student.shape[0], dtype=torch.float32)
     # Held here until the kernel is in the stream, which keeps the order of what is done with their memory.
-    if student.stride(1) != 1:
-        student = student.contiguous()
-    if teacher.stride(1) != 1:
-        teacher = teacher.contiguous()
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     weight, upstream, normalizer = _single(weight), _single(upstream), _single(normalizer)
     rows, width = student.shape
     major, minor = torch.cuda.get_device_capability(student.device)
@@ -105,16 +62,6 @@ def row_plan(
     """
     plan = _cuda.row_plan(columns, DTYPES[dtype], _FAMILIES[family], capability, -1 if blocks is None else blocks)
     return {name: getattr(plan, name) for name in ("blocks", "threads", "slice", "keeps", "shared_bytes")}
-
-
-def workspace(size: int, device: torch.device) -> Tensor:
-    """Memory for logits or gradients of them that are done with soon: bytes [size]."""
-    return torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def empty_gradient(student: Tensor) -> Tensor:
-    """Memory for the gradient of logits (N, V), contiguous."""
-    return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> None:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from kd_kernels import dense_rows
 from kd_kernels.backends.triton.l1_cost import l1_cost, l1_cost_backward
 from kd_kernels.backends.triton.launch import (
     LISTED_BLOCK,
@@ -24,64 +25,25 @@ from kd_kernels.backends.triton.tail_kernel import (
     tail_gradient_kernel,
     tail_logits_kernel,
 )
+from kd_kernels.dense_rows import KEPT_BYTES, OUTER_PRODUCT_DTYPES, empty_gradient, rows_contiguous, workspace
 from kd_kernels.divergences import Kernel
-from kd_kernels.reduction import count
 
 __all__ = [
-    "divergence", "divergence_backward", "l1_cost", "l1_cost_backward", "scale_", "sinkhorn", "sinkhorn_backward",
-    "slice_gradient", "slice_statistics", "slice_sums", "sorted_l1", "specialise",
+    "KEPT_BYTES", "OUTER_PRODUCT_DTYPES", "divergence", "divergence_backward", "empty_gradient", "l1_cost",
+    "l1_cost_backward", "row_losses", "scale_", "sinkhorn", "sinkhorn_backward", "slice_gradient", "slice_statistics",
+    "slice_sums", "sorted_l1", "specialise", "tail_gradient", "tail_logits", "workspace",
 ]  # fmt: skip
 
 # Leading bits of a float32 that came from the dtype, rounded up to a pair: what AKL's bisection has to go through.
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 
-# On GPUs torch itself adds such products up in float32, and its allocator keeps memory.
-OUTER_PRODUCT_DTYPES: set[torch.dtype] = set()
-KEPT_BYTES = None
+
+def divergence(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    return dense_rows.divergence(row_losses, *arguments)
 
 
-def divergence(
-    student: Tensor,  # (N, V)
-    teacher: Tensor,  # (N, V')
-    weight: Tensor | None,  # (N,)
-    normalizer: Tensor | None,  # ()
-    family: str,
-    params: list[float],
-    inverse_temperatures: list[float],
-    scale: float,
-    columns: int,
-    reduction: str,
-    with_gradient: bool,
-    with_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = student.shape[0]
-    if reduction == "mean":
-        normalizer = count(weight, student[:, 0]).clamp(min=1)
-    gradient = empty_gradient(student if with_gradient else student[:0])
-    entropy = student.new_empty((2, rows) if with_entropy else 0, dtype=torch.float32)
-    value = row_losses(student, teacher, weight, None, normalizer, family, params, inverse_temperatures, scale, columns,
-                       gradient, entropy)  # fmt: skip
-    if reduction == "none":
-        return value, gradient, entropy
-    total = value.sum()
-    return (total if normalizer is None else total / normalizer), gradient, entropy
-
-
-def divergence_backward(
-    upstream: Tensor,  # (N,)
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor | None,
-    family: str,
-    params: list[float],
-    inverse_temperatures: list[float],
-    scale: float,
-    columns: int,
-) -> Tensor:
-    gradient = empty_gradient(student)
-    row_losses(student, teacher, weight, upstream, None, family, params, inverse_temperatures, scale, columns, gradient,
-               gradient[:0])  # fmt: skip
-    return gradient
+def divergence_backward(upstream: Tensor, student: Tensor, *arguments) -> Tensor:
+    return dense_rows.divergence_backward(row_losses, empty_gradient(student), upstream, student, *arguments)
 
 
 def row_losses(
@@ -105,16 +67,6 @@ def row_losses(
     return losses
 
 
-def workspace(size: int, device: torch.device) -> Tensor:
-    """Memory for logits or gradients of them that are done with soon: bytes [size]."""
-    return torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def empty_gradient(student: Tensor) -> Tensor:
-    """Memory for the gradient of logits (N, V), contiguous."""
-    return torch.empty(student.shape, dtype=student.dtype, device=student.device)
-
-
 def scale_(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor; the factor stays on the device."""
     n = gradient.numel()
@@ -136,8 +88,7 @@ def tail_logits(
     tail = logits.new_empty(logits.shape[0], dtype=torch.float32)
     if not tail.numel():
         return tail
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = rows_contiguous(logits)
     ascending = torch.where((ids >= 0) & (ids < columns), ids, NO_ID.value).to(torch.int32).sort(-1).values
     tail_logits_kernel[(tail.numel(),)](
         logits, ascending, _single(weight, tail), tail,
@@ -165,8 +116,7 @@ def tail_gradient(
     (rows, width), slots = logits.shape, ids.shape[1]
     if rows == 0:
         return
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
+    logits = rows_contiguous(logits)
     tail = _single(tail, tail)
     weights = _single(weight, tail)
     options = {"HAS_WEIGHT": weight is not None, **tail_options(amd=torch.version.hip is not None)}
@@ -200,10 +150,7 @@ def _launch(student, teacher, weight, upstream, normalizer, family, params, inve
     rows, width = student.shape
     if rows == 0:
         return
-    if student.stride(1) != 1:
-        student = student.contiguous()
-    if teacher.stride(1) != 1:
-        teacher = teacher.contiguous()
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     divergence_row_kernel[(rows,)](
         student, teacher, gradient, value, entropy,
         _single(weight, value), _single(upstream, value), _single(normalizer, value),

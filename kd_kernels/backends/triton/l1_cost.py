@@ -21,6 +21,7 @@ from kd_kernels.backends.triton.launch import (
     l1_options,
     tail_options,
 )
+from kd_kernels.dense_rows import rows_contiguous
 
 # Entries of G that exist at a time, 64 MiB.
 _GAINS = 1 << 24
@@ -36,7 +37,7 @@ def l1_cost(
     softmax: bool,
 ) -> tuple[Tensor, Tensor]:
     """-> costs (B, n, m), statistics (B, n + m, 2)."""
-    student, teacher = _rows(student), _rows(teacher)
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     (batch, n, _), m = student.shape, teacher.shape[1]
     device = student.device
     statistics = torch.zeros(batch, n + m, 2, device=device)
@@ -80,7 +81,7 @@ def l1_cost_backward(
     gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     if not gradient.numel():
         return gradient
-    student, teacher = _rows(student), _rows(teacher)
+    student, teacher = rows_contiguous(student), rows_contiguous(teacher)
     (batch, n, width), m = student.shape, teacher.shape[1]
     rows, block_columns, step = L1_GAIN
     span = columns if softmax else width  # without softmax G is the gradient, of all columns
@@ -110,10 +111,6 @@ def l1_cost_backward(
 
 def _rates(inverse_temperatures: list[float]) -> list[float]:
     return [x / math.log(2) for x in inverse_temperatures]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _bytes(mask: Tensor | None, unused: Tensor) -> Tensor:
