@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kd_kernels import arguments
 from kd_kernels.head import Head
-from kd_kernels.losses import divergence
+from kd_kernels.losses import divergence, entropy
 from kd_kernels.top_k import TopK
 from kd_kernels.transport.arguments import row_mask
 
@@ -61,7 +61,4 @@ def logprobs(
     result = -divergence(student, TopK(ids[..., None], certain[..., None], "truncate"), **options)
     if not return_entropy:
         return result
-    flat = rows.new_zeros(columns).expand(*rows.shape[:-1], columns)
-    from_flat, stats = divergence(student, flat, "reverse_kl", return_stats=True, **(options | {"vocab": "common"}))
-    # H(q) = log V - KL(q, uniform) has the gradient; the value without the cancellation is among the statistics.
-    return result, stats.student_entropy + (from_flat.detach() - from_flat)
+    return result, entropy(student, columns, **options)

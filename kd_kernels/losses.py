@@ -136,6 +136,34 @@ def divergence(
     return loss, Stats(n_valid, *(reduce(x, weight, reduction, divisor) for x in stats))
 
 
+def entropy(student: Tensor | Head, columns: int, *, mask: Tensor | None, reduction: str, **options: object) -> Tensor:
+    """-sum_v q_v log q_v over the first `columns` entries, in nats, with its gradient.
+
+    Args:
+        student: logits `[..., V]` or a `Head`.
+        columns: entries that count.
+        mask: as for `divergence`.
+        reduction: as for `divergence`.
+        **options: further keywords of `divergence`, but for `vocab` and those of the kind.
+    """
+    rows = arguments.rows_of(student)
+    flat = rows.new_zeros(columns).expand(*rows.shape[:-1], columns)
+    # H(q) = log V - KL(q, uniform) has the gradient; the value without the cancellation is among the statistics.
+    from_flat, stats = divergence(
+        student,
+        flat,
+        "reverse_kl",
+        mask=mask,
+        reduction=reduction,
+        return_stats=True,
+        **(options | {"vocab": "common"}),
+    )
+    value = stats.student_entropy
+    if reduction == "none" and mask is not None:  # unlike losses, statistics of rows are not weighted
+        value = value * mask
+    return value + (from_flat.detach() - from_flat)
+
+
 def _by_kernel(student, teacher, weight, normalizer, spec, reduction, with_entropy, backend) -> tuple[Tensor, Tensor]:
     """Logits x logits."""
     student, teacher = _flat(student), _flat(teacher)

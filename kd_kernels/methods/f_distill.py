@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from kd_kernels import TVD, ForwardKL, Head, JSStudent, JSTeacher, ReverseKL, arguments, divergence
+from kd_kernels.losses import entropy
 from kd_kernels.methods.counting import row_options
 from kd_kernels.methods.samples import Samples
 from kd_kernels.transport.arguments import choice
@@ -102,17 +103,9 @@ def engine(
     """
     options = row_options(student, options) | {"temperature": temperature}
     arguments.sides(student, teacher)
-    rows = arguments.rows_of(student)
     sizes = arguments.vocabularies(student, teacher)
     columns = arguments.vocabulary(options.get("vocab", "strict"), *sizes)
-    flat = rows.new_zeros(columns).expand(*rows.shape[:-1], columns)
-    reverse, stats = divergence(student, teacher, "reverse_kl", return_stats=True, **options)
-    # H(q) = log V - KL(q, uniform): the gradient from here, the value from the statistics.
-    from_flat = divergence(student, flat, "reverse_kl", **(options | {"vocab": "common"}))
-    entropy = stats.student_entropy
-    if options["reduction"] == "none" and options["mask"] is not None:  # the losses of rows are weighted
-        entropy = entropy * options["mask"]
-    return reverse + entropy + (from_flat.detach() - from_flat)
+    return divergence(student, teacher, "reverse_kl", **options) + entropy(student, columns, **options)
 
 
 def _halves(variant: str, beta: float):
