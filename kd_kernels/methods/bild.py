@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_kernels import Head, divergence
 from kd_kernels import arguments as checks
 from kd_kernels.methods.counting import split
-from kd_kernels.methods.few_entries import largest, logits_at
+from kd_kernels.methods.few_entries import largest_of_both
 from kd_kernels.transport.arguments import count
 
 _LARGEST_K = 1024  # half a million pairs
@@ -55,11 +55,8 @@ def bild(
     k = count("top_k", top_k, 2)
     if k > min(columns, _LARGEST_K):
         raise ValueError(f"top_k must be at most {min(columns, _LARGEST_K)}, got {k}")
-    ids = torch.cat([largest(teacher, k, columns), largest(student, k, columns)], 1)
-    z_s = logits_at(student, ids, counting.rows)
-    with torch.no_grad():
-        z_t = logits_at(teacher, ids, counting.rows)
-    first, second = torch.triu_indices(k, k, 1, device=ids.device)
+    z_s, z_t = largest_of_both(student, teacher, k, columns, counting.rows)
+    first, second = torch.triu_indices(k, k, 1, device=z_s.device)
     loss = 0
     for led in (slice(0, k), slice(k, 2 * k)):
         d_s, d_t = (z[:, led][:, first] - z[:, led][:, second] for z in (z_s, z_t))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -10,7 +9,7 @@ from kd_kernels import Head
 from kd_kernels import arguments as checks
 from kd_kernels.methods import arguments
 from kd_kernels.methods.counting import split
-from kd_kernels.methods.few_entries import largest, logits_at
+from kd_kernels.methods.few_entries import largest_of_both
 
 
 def dpkd(
@@ -45,9 +44,6 @@ def dpkd(
     checks.sides(student, teacher)
     columns = checks.vocabulary(vocab, *checks.vocabularies(student, teacher))
     arguments.factor("beta", beta)
-    ids = torch.cat([largest(teacher, 1, columns), largest(student, 1, columns)], 1)
-    z_s = logits_at(student, ids, counting.rows)
-    with torch.no_grad():
-        z_t = logits_at(teacher, ids, counting.rows)
+    z_s, z_t = largest_of_both(student, teacher, 1, columns, counting.rows)
     margin = (z_s[:, 0] - z_s[:, 1]) - (z_t[:, 0] - z_t[:, 1])
     return counting.reduce(-F.logsigmoid(beta * margin))

@@ -29,6 +29,17 @@ def largest(side: Tensor | Head, k: int, columns: int) -> Tensor:
     return ids
 
 
+def largest_of_both(
+    student: Tensor | Head, teacher: Tensor | Head, k: int, columns: int, counted: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, 2 k) of the student, differentiable, and of the teacher, each at the teacher's k largest entries and
+    then at the student's; 0 in rows that do not count."""
+    ids = torch.cat([largest(teacher, k, columns), largest(student, k, columns)], 1)
+    with torch.no_grad():
+        of_teacher = logits_at(teacher, ids, counted)
+    return logits_at(student, ids, counted), of_teacher
+
+
 def logits_at(side: Tensor | Head, ids: Tensor, counted: Tensor | None) -> Tensor:
     """Logits (N, K) of entries (N, K), differentiable, float32 at least; 0 in rows that do not count, bool (N,)."""
     if isinstance(side, Tensor):
